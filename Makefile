@@ -1,0 +1,61 @@
+# `make help` lists what can be asked for.
+PYTHON ?= python3.11
+VENV   := .venv
+PIP_ARGS ?=
+PAPER  ?= relp
+TIER   ?= cpu
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export PYTHONUNBUFFERED := 1
+SITE := book/_build/html/index.html
+
+.PHONY: help book test test-full repro repro-all rerun data env site open clean chromium
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo "rerun one paper: make rerun PAPER=relp TIER=cpu   (tiers: smoke, cpu, gpu, gpu-dry)"
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; install Python 3.11, or name another: make PYTHON=python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q --no-deps $(PIP_ARGS) -r requirements.lock
+	$(VENV)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+env: $(VENV)/.installed ## the environment of requirements.lock, in .venv
+
+data: env ## fetch, verify and prepare the raw assets
+	@layerbook data
+
+repro: data ## bring every stale result up to date (dvc repro)
+	@layerbook sync --check >/dev/null || layerbook sync
+	dvc repro
+
+repro-all: data ## run everything again, stale or not
+	@layerbook sync
+	dvc repro -f
+
+rerun: data ## one paper at one tier: make rerun PAPER=relp TIER=cpu
+	layerbook rerun $(PAPER) --tier $(TIER)
+	@if [ "$(TIER)" = cpu ]; then dvc commit -q -f $(PAPER) && dvc repro -q report; fi
+
+site: env
+	python -m layerbook.report build
+
+book: repro ## everything: environment, data, results, site
+	@$(MAKE) --no-print-directory site
+	@echo "the book is built: file://$(CURDIR)/$(SITE)   (make open)"
+
+open: ## open the built book in a browser
+	@test -f $(SITE) || { echo "no book yet: run 'make book'"; exit 1; }
+	@python3 -m webbrowser "file://$(CURDIR)/$(SITE)"
+
+test: data ## all that continuous integration runs
+	bash tests/run.sh
+
+test-full: data ## re-execute every paper at its own tier and compare verdicts
+	@for card in notebooks/*.yaml; do layerbook rerun $$(basename $$card .yaml) --dry --expect-same || exit 1; done
+
+clean: ## remove what can be made again, but not data and results
+	rm -rf book/_build book/papers book/_generated build/failed build/run-* .pytest_cache .ruff_cache

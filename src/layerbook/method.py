@@ -1,0 +1,47 @@
+"""Load the method of a notebook without running it: its cells tagged `method`."""
+
+from __future__ import annotations
+
+import linecache
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+
+from layerbook import cards, paths
+
+
+def source(slug: str) -> str:
+    """Path-free Python source of a notebook's method cells, in order."""
+    cards.path(slug)
+    return "\n\n".join(c.source for c in read(paths.NOTEBOOKS / f"{slug}.ipynb").cells
+                       if c.cell_type == "code" and "method" in c.metadata.get("tags", []))
+
+
+def read(file: Path) -> nbformat.NotebookNode:
+    """A notebook, format 4. Raises ValueError when the file is not one."""
+    try:
+        return nbformat.read(file, as_version=4)
+    except Exception as error:  # nbformat raises several unrelated types for a broken file
+        raise ValueError(f"{file.name} is not a readable notebook: {error}") from None
+
+
+def load(slug: str, **replace: str) -> SimpleNamespace:
+    """Execute the method cells alone and return what they define.
+
+    Args:
+        slug: the paper.
+        replace: name=source pairs run after the cells, to break a definition on purpose in a test.
+
+    Raises:
+        ValueError: the notebook has no cell tagged `method`.
+    """
+    code = source(slug)
+    if not code.strip():
+        raise ValueError(f"{slug}.ipynb has no cell tagged 'method'")
+    code = "\n\n".join([code, *replace.values()])
+    name = f"<method of {slug}>"
+    linecache.cache[name] = (len(code), None, code.splitlines(True), name)
+    scope: dict[str, object] = {"__name__": f"layerbook_method_{slug.replace('-', '_')}"}
+    exec(compile(code, name, "exec"), scope)  # noqa: S102 - this project's own notebook
+    return SimpleNamespace(**{k: v for k, v in scope.items() if not k.startswith("__")})

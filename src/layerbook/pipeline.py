@@ -1,0 +1,101 @@
+"""dvc.yaml, written from cards and imports, so that no dependency is kept by hand."""
+
+from __future__ import annotations
+
+import difflib
+import io
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from layerbook import cards, deps, paths, record
+
+HEADER = """# Written by `layerbook sync` from the cards and from what each notebook imports; do not edit.
+# prepare-<asset> -> train-<network> -> one stage per paper -> report
+"""
+
+
+def stages() -> dict[str, Any]:
+    """All stages of the pipeline, in order."""
+    from layerbook import prepare
+
+    out: dict[str, Any] = {}
+    for name in sorted(prepare.MAKERS):
+        raw = [] if name == prepare.PHOTOS else [f"data/{name}"]
+        out[f"prepare-{name}"] = {
+            "desc": f"raw asset {name} into the form that notebooks read",
+            "cmd": f"python -m layerbook.prepare {name}",
+            "deps": sorted([*raw, *_modules("layerbook.prepare")]),
+            "outs": [{f"build/prepared/{name}": {"cache": False}}],
+        }
+    for name, module in sorted(deps.trained().items()):
+        folder = f"results/models/{name}"
+        out[f"train-{name}"] = {
+            "desc": f"train the small network {name}",
+            "cmd": f"python -m {module} {folder}",
+            "deps": _modules(module),
+            "outs": [{folder: {"cache": False, "persist": True}}],
+        }
+    for slug in cards.slugs():
+        out[slug] = {
+            "desc": cards.load(slug)["title"],
+            "cmd": f"python -m layerbook rerun {slug} --tier cpu",
+            "deps": deps.of_paper(slug),
+            "params": [f"papers.{slug}"],
+            "outs": [{record.file_of(slug, "cpu", s).relative_to(paths.ROOT).as_posix(): {"cache": False, "persist": True}}
+                     for s in (".ipynb", ".json")],
+        }
+    out["report"] = {
+        "desc": "executed notebooks and records into pages, tables and metrics",
+        "cmd": "python -m layerbook.report",
+        "deps": sorted([*_modules("layerbook.report"), "book/discussion", "src/layerbook/assets.yaml", "book/toc.yml",
+                        *(f"notebooks/{s}.yaml" for s in cards.slugs()),
+                        *(f"results/cpu/{s}{e}" for s in cards.slugs() for e in (".ipynb", ".json"))]),
+        "outs": [{"book/papers": {"cache": False}}, {"book/_generated": {"cache": False}}],
+        "metrics": [{"results/metrics.json": {"cache": False}}],
+    }
+    return out
+
+
+def _modules(name: str) -> list[str]:
+    return sorted(f.relative_to(paths.ROOT).as_posix() for f in deps.closure([name]))
+
+
+def render() -> str:
+    """The text of dvc.yaml."""
+    yaml = YAML()
+    yaml.default_flow_style, yaml.width = False, 4096
+    buffer = io.StringIO()
+    yaml.dump({"stages": stages()}, buffer)
+    return HEADER + buffer.getvalue()
+
+
+def params() -> str:
+    """The text of params.yaml: kept values, and an entry for each paper that has none yet."""
+    yaml = YAML()
+    file = paths.ROOT / "params.yaml"
+    kept = yaml.load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    kept = kept if kept is not None else {"papers": {}}
+    for slug in cards.slugs():
+        kept["papers"].setdefault(slug, {"seed": 0})
+    for slug in set(kept["papers"]) - set(cards.slugs()):
+        del kept["papers"][slug]
+    buffer = io.StringIO()
+    yaml.dump(kept, buffer)
+    return buffer.getvalue()
+
+
+def sync(check: bool = False) -> str:
+    """Write dvc.yaml and params.yaml; returns the difference ('' when they were in step).
+
+    Args:
+        check: only compare.
+    """
+    difference = ""
+    for name, text in (("dvc.yaml", render()), ("params.yaml", params())):
+        file = paths.ROOT / name
+        old = file.read_text(encoding="utf-8") if file.is_file() else ""
+        difference += "".join(difflib.unified_diff(old.splitlines(True), text.splitlines(True), name, f"{name} as derived"))
+        if not check and old != text:
+            record.replace(file, text.encode())
+    return difference

@@ -1,0 +1,100 @@
+"""What the book's pages are rendered from: a paper's card, its records, its discussion."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from layerbook import cards, paths
+from layerbook.claims import control_tests
+
+FAMILIES: list[str] = cards.schema()["properties"]["family"]["enum"]
+PROPER = ("effect", "equivalence")  # claims proper; identities and controls say whether to believe them
+TIERS = ("cpu", "gpu")
+
+
+class BookError(RuntimeError):
+    """The book can not be rendered or built; the message says which file is at fault and what to do."""
+
+
+def read_yaml(path: Path) -> Any:
+    """Read one YAML file as plain Python values."""
+    return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One paper: its card, its records by tier, and the prose on claims that did not come out reproduced."""
+
+    slug: str
+    card: dict[str, Any]
+    records: dict[str, dict[str, Any]]
+    discussion: dict[str, dict[str, str]]
+
+    @property
+    def short(self) -> str:
+        """The name used in lists: the part of the title before a colon."""
+        return self.card["title"].split(":")[0]
+
+    @property
+    def main(self) -> str:
+        """The tier of the paper's main page: cpu, unless there is only a gpu run."""
+        return next(t for t in TIERS if t in self.records)
+
+    def claims(self, tier: str | None = None) -> list[dict[str, Any]]:
+        """Registered claims with their results: those of one tier, or of the tier that decides each of them.
+
+        The cpu record decides what it tested and the gpu record decides the rest; what both tested keeps the
+        gpu result under "other". Added keys: role (the kind, or "rival"), registered (the primary test), needs
+        (the smallest tier that may decide), tier (that measured it, or None), matched (the id of a dull rival
+        that passes the same test, or None), slug.
+        """
+        by_id = {c["id"]: c for c in self.card["claims"]}
+        rivals = {c.get("rival") for c in by_id.values()}
+        measured = {t: {c["id"]: c for c in record["claims"]} for t, record in self.records.items()}
+        for t, found in measured.items():
+            if unknown := sorted(set(found) - set(by_id)):
+                raise BookError(
+                    f"results/{t}/{self.slug}.json holds {', '.join(unknown)}, which notebooks/{self.slug}.yaml "
+                    f"does not register: run it again with `make rerun PAPER={self.slug} TIER={t}`"
+                )
+        rows = []
+        for claim in by_id.values():
+            results = {t: found[claim["id"]] for t, found in measured.items() if claim["id"] in found}
+            tested = [t for t in TIERS if t in results and results[t]["verdict"] != "not tested"]
+            chosen = tier if tier in results else next(iter([*tested, *results]), None)
+            result = results.get(chosen) or {"verdict": "not tested", "reason": "no measurement was recorded"}
+            rival = result.get("rival") or {}
+            added = {
+                "role": "rival" if claim["id"] in rivals else claim["kind"],
+                "registered": control_tests(claim, by_id)[0],
+                "needs": claim["tier"],
+                "tier": chosen if result.get("n") else None,
+                "matched": rival.get("id") if rival.get("passes") else None,
+                "other": {t: results[t] for t in tested if t != chosen} if tier is None else {},
+                "slug": self.slug,
+            }
+            rows.append({**claim, **result, **added})
+        return rows
+
+    def counts(self, tier: str | None = None) -> Counter[str]:
+        """Verdicts of the paper's effects and equivalences."""
+        return Counter(c["verdict"] for c in self.claims(tier) if c["kind"] in PROPER)
+
+
+def load(root: Path = paths.ROOT) -> list[Paper]:
+    """Every paper that has a card and at least one record, by family and then by name. Raises cards.CardError."""
+    papers = []
+    for path in sorted((root / "notebooks").glob("*.yaml")):
+        files = {tier: root / "results" / tier / f"{path.stem}.json" for tier in TIERS}
+        records = {t: json.loads(f.read_text(encoding="utf-8")) for t, f in files.items() if f.is_file()}
+        prose = root / "book" / "discussion" / f"{path.stem}.yaml"
+        if records:
+            discussion = (read_yaml(prose) or {}) if prose.is_file() else {}
+            papers.append(Paper(path.stem, cards.read(path), records, discussion))
+    return sorted(papers, key=lambda p: (FAMILIES.index(p.card["family"]), p.short.lower()))

@@ -1,0 +1,193 @@
+"""A small GPT-2 (LayerNorm, GELU, biases) trained on indirect-object sentences: `python -m layerbook.tinygpt OUTDIR`.
+
+It is the second network of the patching notebooks: small enough to patch every component by brute force, and built
+from the elements (LayerNorm, GELU) that the RMSNorm/SiLU network smollm2 lacks. Vocabulary: whole words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# One template is one family of prompts. {a}, {b}: the two names in order of appearance; {s}: the one named again
+# (the giver). The sentence breaks off before the indirect object, which is the other name.
+TEMPLATES = (
+    "When {a} and {b} went to the {place}, {s} gave a {thing} to",
+    "After {a} and {b} left the {place}, {s} handed the {thing} to",
+    "Then {a} and {b} had lunch at the {place}, and {s} offered a {thing} to",
+    "While {a} and {b} were working at the {place}, {s} passed the {thing} to",
+    "Friends {a} and {b} found a {thing} at the {place}, and {s} gave it to",
+    "Yesterday {a} and {b} met near the {place}, where {s} showed the {thing} to",
+    "Afterwards {a} and {b} got a {thing} from the {place}, but {s} decided to give it to",
+    "The {place} was busy when {a} and {b} arrived, so {s} sold the {thing} to",
+    "Once {a} and {b} were back from the {place}, {s} sent a {thing} to",
+    "As {a} and {b} walked through the {place}, {s} threw the {thing} to",
+)
+PLACES = ("store", "park", "school", "station", "office", "garden", "house", "hospital", "market", "beach")
+THINGS = ("book", "drink", "ring", "bag", "ball", "letter", "box", "key", "computer", "basket")
+NAMES = tuple(
+    "John Mary Tom James Dan Martin Amy Paul Alice Peter Anna David Sarah Mark Emma Jack Kate Robert Laura Michael "
+    "Lisa George Jane Henry Helen Simon Rachel Frank Susan Adam".split()
+)
+UNKNOWN = "<unk>"
+HELD_OUT = 0.2  # share of the name pairs that training never sees
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes and schedule of the shipped network."""
+
+    seed: int = 0
+    layers: int = 8
+    width: int = 128
+    heads: int = 4
+    steps: int = 900
+    batch: int = 64
+    learning_rate: float = 1e-3
+    gate: float = 0.95  # least accuracy on held-out name pairs
+
+
+def words(text: str) -> list[str]:
+    """Split a sentence into words and punctuation marks."""
+    return re.findall(r"\w+|[^\w\s]", text)
+
+
+def vocabulary() -> dict[str, int]:
+    """Every word that a template, slot or name can produce, in alphabetical order after the unknown word."""
+    seen = {w for t in TEMPLATES for w in words(re.sub(r"\{\w+\}", " ", t))}
+    return {w: i for i, w in enumerate([UNKNOWN, *sorted(seen | set(PLACES) | set(THINGS) | set(NAMES))])}
+
+
+def name_pairs(seed: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Unordered pairs of names, shuffled by `seed` and divided into (training, held-out)."""
+    pairs = [(a, b) for i, a in enumerate(NAMES) for b in NAMES[i + 1 :]]
+    random.Random(seed).shuffle(pairs)
+    cut = round(HELD_OUT * len(pairs))
+    return pairs[cut:], pairs[:cut]
+
+
+def sentence(template: str, a: str, b: str, s: str, place: str, thing: str) -> tuple[str, str]:
+    """Fill a template; returns (prompt, answer), the answer being the name that is not `s`."""
+    return template.format(a=a, b=b, s=s, place=place, thing=thing), b if s == a else a
+
+
+def draw(rng: random.Random, pairs: list[tuple[str, str]], template: str, n: int, ids: dict[str, int]) -> torch.Tensor:
+    """`n` random sentences of one template with their answers as ids [n, words + 1]."""
+    rows = []
+    for _ in range(n):
+        a, b = rng.sample(rng.choice(pairs), 2)
+        prompt, answer = sentence(template, a, b, rng.choice((a, b)), rng.choice(PLACES), rng.choice(THINGS))
+        rows.append([ids[w] for w in [*words(prompt), answer]])
+    return torch.tensor(rows)
+
+
+def build(recipe: Recipe) -> Any:
+    """An untrained GPT-2 of the recipe's size."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(recipe.seed)
+    size = len(vocabulary())
+    config = GPT2Config(
+        vocab_size=size, n_positions=32, n_embd=recipe.width, n_layer=recipe.layers, n_head=recipe.heads,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None, use_cache=True,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
+def train(recipe: Recipe) -> tuple[Any, list[float]]:
+    """Train on the training pairs; returns the network and the answer loss (nats) of every step.
+
+    The loss is next-word cross-entropy over the sentence plus the same for the answer alone, which would otherwise
+    be one word in fifteen.
+    """
+    model, ids = build(recipe), vocabulary()
+    rng, (pairs, _) = random.Random(recipe.seed), name_pairs(recipe.seed)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
+    warmup = max(1, recipe.steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser,
+        lambda i: min((i + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1.0, i / recipe.steps)))),
+    )
+    curve = []
+    for _ in range(recipe.steps):
+        batch = draw(rng, pairs, rng.choice(TEMPLATES), recipe.batch, ids)
+        logits = model(input_ids=batch[:, :-1]).logits
+        nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
+        loss = nats.mean() + nats[:, -1].mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        curve.append(nats[:, -1].mean().item())
+    return model.eval().requires_grad_(False), curve
+
+
+@torch.no_grad()
+def accuracy(model: Any, recipe: Recipe, n: int = 100) -> list[float]:
+    """Share of correct answers on held-out name pairs, one value per template, `n` sentences each."""
+    ids, rng, (_, held_out) = vocabulary(), random.Random(recipe.seed + 1), name_pairs(recipe.seed)
+    batches = [draw(rng, held_out, template, n, ids) for template in TEMPLATES]
+    return [(model(input_ids=b[:, :-1]).logits[:, -1].argmax(-1) == b[:, -1]).float().mean().item() for b in batches]
+
+
+def save(model: Any, recipe: Recipe, curve: list[float], folder: Path) -> dict[str, Any]:
+    """Write network, word-level tokenizer, vocabulary and card into `folder`; returns the card."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)  # nothing is generated with it
+    tokenizer = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN, pad_token=UNKNOWN).save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary(), indent=0) + "\n", encoding="utf-8")
+    scores = accuracy(model, recipe)
+    card = {
+        "name": "tiny-gpt2",
+        "made_by": "python -m layerbook.tinygpt",
+        "architecture": "GPT-2: LayerNorm, GELU (tanh form), biases, learned positions, tied embeddings",
+        "task": "name the indirect object of synthetic sentences; word-level vocabulary",
+        "recipe": vars(recipe),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "final_answer_loss_nats": round(sum(curve[-50:]) / len(curve[-50:]), 4),
+        "held_out_pair_accuracy": {t: round(s, 4) for t, s in zip(TEMPLATES, scores, strict=True)},
+        "gate": {"least_accuracy": recipe.gate, "passed": min(scores) >= recipe.gate},
+    }
+    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return card
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, save and report; exit status 1 when the quality gate is not met."""
+    parser = argparse.ArgumentParser(prog="python -m layerbook.tinygpt", description=__doc__.splitlines()[0])
+    parser.add_argument("outdir", type=Path, help="folder to write (results/models/tiny-gpt2 in this checkout)")
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(2)  # sums are ordered by thread: a fixed number keeps the weights reproducible
+    recipe = Recipe(seed=options.seed, steps=options.steps)
+    card = save(*_trained(recipe), folder=options.outdir)
+    print(f"tiny-gpt2: accuracy on held-out name pairs {min(card['held_out_pair_accuracy'].values()):.3f} or better")
+    if not card["gate"]["passed"]:
+        print(f"tiny-gpt2: below the gate of {recipe.gate}; nothing may be concluded from it", file=sys.stderr)
+    return 0 if card["gate"]["passed"] else 1
+
+
+def _trained(recipe: Recipe) -> tuple[Any, Recipe, list[float]]:
+    model, curve = train(recipe)
+    return model, recipe, curve
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Everything that continuous integration checks, in order of price. Called by `make test`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export LAYERBOOK_TIER= HF_HUB_OFFLINE=1 MPLBACKEND=agg TOKENIZERS_PARALLELISM=false DVC_NO_ANALYTICS=1
+step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
+
+step "style"; ruff check .
+step "conventions"; layerbook check
+step "freshness of the evidence"; layerbook fresh
+step "data, networks, results and pages as recorded"
+dvc repro -q
+if ! dvc status -q; then dvc status; echo "results are stale: run 'make repro'"; exit 1; fi
+step "the book"; python -m layerbook.report build
+step "published notebooks at the smoke tier"
+LAYERBOOK_TIER=smoke OMP_NUM_THREADS=1 python -m pytest -q -p no:cacheprovider --nbval-lax --nbval-current-env \
+  --nbval-cell-timeout=300 -n 2 --dist loadfile results/*/*.ipynb
+step "unit, paper, pipeline, book and browser tests"
+OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile tests
+step "nothing was re-recorded"; git diff --exit-code -- data.dvc dvc.lock dvc.yaml params.yaml results
+step "done"
