@@ -135,6 +135,7 @@ def test_count_uses_an_interval():
     assert outcomes.evaluate(test, [1.0] * 19 + [-1.0]).verdict == "reproduced"
     assert outcomes.evaluate(test, [1.0, 1.0, -1.0, 1.0]).verdict == "inconclusive"
     assert outcomes.evaluate(test, [-1.0] * 20).verdict == "not reproduced"
+    assert outcomes.evaluate(test, [1.0] * 20).p == pytest.approx(0.5**20)
 
 
 def test_matches_a_reference_with_a_floor():

@@ -101,8 +101,9 @@ def _every(bound: Mapping[str, Any], x: np.ndarray, out: Outcome) -> Outcome:
 def _count(c: Mapping[str, Any], x: np.ndarray, out: Outcome) -> Outcome:
     if x.size < 3:
         raise ValueError(f"{x.size} units, at least 3 are needed for an interval")
-    i = stats.share_interval(int(satisfies(c, x).sum()), x.size)
-    out.estimate, out.interval = i.estimate, (i.low, i.high)
+    hits = int(satisfies(c, x).sum())
+    i = stats.share_interval(hits, x.size)
+    out.estimate, out.interval, out.p = i.estimate, (i.low, i.high), stats.p_share(hits, x.size, c["at_least"])
     if i.low >= c["at_least"]:
         out.verdict = REPRODUCED
     elif i.high < c["at_least"]:

@@ -11,6 +11,7 @@ import os
 import random
 import resource
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ import torch
 from layerbook import cards, claims, inputs, paths, tables
 
 T = TypeVar("T")
+warnings.filterwarnings("ignore", message="IProgress not found")  # stored notebooks hold no progress bars
 TIER_VARIABLE = "LAYERBOOK_TIER"
 OUTPUT_VARIABLE = "LAYERBOOK_MEASUREMENTS"
 

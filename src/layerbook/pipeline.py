@@ -45,13 +45,15 @@ def stages() -> dict[str, Any]:
             "outs": [{record.file_of(slug, "cpu", s).relative_to(paths.ROOT).as_posix(): {"cache": False, "persist": True}}
                      for s in (".ipynb", ".json")],
         }
+    pages = [f"results/{tier}/{s}{e}" for tier in record.TIERS for s in cards.slugs() for e in (".ipynb", ".json")
+             if tier == "cpu" or record.file_of(s, tier, e).is_file()]
+    trained = [f"results/models/{name}" for name in deps.trained()]
+    listed = ["book/discussion", "book/references.bib", "book/toc.yml", *(f"notebooks/{s}.yaml" for s in cards.slugs())]
     out["report"] = {
         "desc": "executed notebooks and records into pages, tables and metrics",
         "cmd": "python -m layerbook.report",
-        "deps": sorted([*_modules("layerbook.report"), "book/discussion", "src/layerbook/assets.yaml", "book/toc.yml",
-                        *(f"notebooks/{s}.yaml" for s in cards.slugs()),
-                        *(f"results/cpu/{s}{e}" for s in cards.slugs() for e in (".ipynb", ".json"))]),
-        "outs": [{"book/papers": {"cache": False}}, {"book/_generated": {"cache": False}}],
+        "deps": sorted([*_modules("layerbook.report"), *listed, *trained, *pages]),
+        "outs": [{name: {"cache": False}} for name in ("book/papers", "book/_generated", "book/_toc.yml", "results/overview.svg")],
         "metrics": [{"results/metrics.json": {"cache": False}}],
     }
     return out

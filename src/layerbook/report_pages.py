@@ -22,6 +22,8 @@ from layerbook import report_paper
 from layerbook.manifest import load as load_assets
 from layerbook.report_data import FAMILIES, PROPER, Paper, read_yaml
 
+CLAIMS = "effect-or-equivalence"  # what the front page counts, as one choice of the scoreboard's filter
+
 
 def fragments(root: Path, papers: list[Paper]) -> dict[str, str | bytes]:
     """Every generated file of the book except the papers' pages: path relative to the root -> content."""
@@ -87,20 +89,20 @@ def summary(papers: list[Paper]) -> str:
     """The front page's numbers and its picture."""
     rows, proper = [c for p in papers for c in p.claims()], _total(papers)
     tiles = "".join(
-        f'<a class="lb-tile lb-{h.css(v)}" href="scoreboard.html?verdict={h.css(v)}"><b>{proper[v]}</b> '
+        f'<a class="lb-tile lb-{h.css(v)}" href="scoreboard.html?verdict={h.css(v)}&amp;kind={CLAIMS}"><b>{proper[v]}</b> '
         f'<span><span aria-hidden="true">{h.GLYPHS[v]}</span> {v}</span></a>'
         for v in h.VERDICTS
     )
     held = {}
     for role in ("identity", "control"):
-        good = [c["verdict"] == "reproduced" for c in rows if c["role"] == role]
+        good = [c["verdict"] == "reproduced" for c in rows if c["role"] == role and c["verdict"] != "not tested"]
         held[role] = f"{sum(good)} of {len(good)}"
     matched = sum(bool(c["matched"]) for c in rows)
     return (
         f'<p class="lb-lead"><b>{len(papers)}</b> {"paper" if len(papers) == 1 else "papers"}, '
         f'<b>{proper.total()}</b> claims, decided by statistics:</p>\n\n<div class="lb-tiles">{tiles}</div>\n\n'
-        f'<p class="lb-aside">{held["identity"]} mathematical identities hold, {held["control"]} controls behaved as '
-        f"they must, and {matched} {'claim is' if matched == 1 else 'claims are'} "
+        f'<p class="lb-aside">{held["identity"]} mathematical identities hold, {held["control"]} controls that were run behaved '
+        f"as they must, and {matched} {'claim is' if matched == 1 else 'claims are'} "
         f'<a href="shelf.html">matched by a dull rival</a>.</p>\n\n{wall(papers)}\n'
     )
 
@@ -187,7 +189,9 @@ def scoreboard(papers: list[Paper]) -> str:
             tier = c["tier"] or f"needs {c['needs']}"
             tiers.add(tier)
             data = {"family": paper.card["family"], "verdict": c["verdict"], "kind": c["role"], "tier": tier}
-            attributes = "".join(f' data-{k}="{h.css(v)}"' for k, v in data.items())
+            data = {k: h.css(v) for k, v in data.items()}
+            data["kind"] += f" {CLAIMS}" if c["kind"] in PROPER else ""
+            attributes = "".join(f' data-{k}="{v}"' for k, v in data.items())
             cells = [
                 _link(paper),
                 f'<span class="lb-id">{_link(paper, c["id"], c["id"])}</span> {h.inline(c["statement"])}',
@@ -201,7 +205,7 @@ def scoreboard(papers: list[Paper]) -> str:
     choices = {
         "family": ("Family", [f for f, _ in _by_family(papers)]),
         "verdict": ("Verdict", h.VERDICTS),
-        "kind": ("Kind", ("effect", "equivalence", "identity", "control", "rival")),
+        "kind": ("Kind", (CLAIMS, "effect", "equivalence", "identity", "control", "rival")),
         "tier": ("Tier", sorted(tiers)),
     }
     return _filters(".lb-row", choices) + "\n" + h.table(head, rows, classes="lb-scores", sort=True) + "\n"

@@ -114,7 +114,7 @@ def _strip(paper: Paper, tier: str) -> str:
     """Verdict counts of the claims proper, and whether every identity and control behaved."""
     counts = paper.counts(tier)
     badges = [h.badge(v, count=counts[v]) for v in h.VERDICTS if counts[v]]
-    checks = [c for c in paper.claims(tier) if c["role"] in ("identity", "control")]
+    checks = [c for c in paper.claims(tier) if c["role"] in ("identity", "control") and c["verdict"] != "not tested"]
     held = sum(c["verdict"] == "reproduced" for c in checks)
     text = f'<span class="lb-n">{held} of {len(checks)} identities and controls behaved as they must</span>'
     return f'<p class="lb-strip">{" ".join(badges)} {text if checks else ""}</p>'

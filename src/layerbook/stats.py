@@ -105,6 +105,11 @@ def share_interval(hits: int, n: int, level: float = 0.95) -> Interval:
     return Interval(hits / n, float(ci.low), float(ci.high), n, "Wilson")
 
 
+def p_share(hits: int, n: int, share: float) -> float:
+    """One-sided exact p-value of 'the true share is at most `share`' (binomial test)."""
+    return float(stats.binomtest(hits, n, share, alternative="greater").pvalue)
+
+
 def p_greater(values: Sequence[float], threshold: float, on: str = "mean") -> float:
     """One-sided p-value of 'the mean (median) is at most `threshold`'; small means clearly above.
 
