@@ -9,7 +9,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from layerbook import cards, claims, method
 
-torch.set_grad_enabled(False)
+
+@pytest.fixture(autouse=True, scope="module")
+def no_grad():
+    """As in the notebook: nothing here is differentiated."""
+    with torch.no_grad():
+        yield
+
 
 
 @pytest.fixture(scope="module")
