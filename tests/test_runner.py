@@ -186,3 +186,9 @@ def test_a_truncated_notebook_is_named(house):
     file.write_text(file.read_text()[:200])
     with pytest.raises(ValueError, match="toy.ipynb is not a readable notebook"):
         method.load("toy")
+
+
+def test_a_rerun_names_the_verdict_that_changed(ran, capsys):
+    assert cli.main(["rerun", "toy", "--dry", "--expect-same", "-p", "seed=4"]) == 0
+    assert cli.main(["rerun", "toy", "--expect-same", "-p", "shift=-1.0"]) == 1
+    assert "toy C1: stored reproduced, now not reproduced" in capsys.readouterr().out

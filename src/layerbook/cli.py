@@ -36,24 +36,21 @@ def _value(text: str) -> Any:
 
 
 def _rerun(args: argparse.Namespace) -> int:
-    from layerbook import runner, tables
+    from layerbook import record, runner, tables
 
+    stored = record.read(args.slug, args.tier) if args.expect_same else None
     result = runner.run(args.slug, args.tier, dict(args.param), write=not args.dry)
     for row in result["claims"]:
         print(f"{row['id']:4s} {tables.label(row['kind'], row['verdict']):16s} {row['reason']}")
     print(f"{args.slug}: {result['seconds']:.0f} s, {result['peak_memory_mb']} MB, {result['device']}")
-    if args.expect_same:
-        return _compare(args.slug, result)
-    return 0
+    return _compare(stored, result) if stored else 0
 
 
-def _compare(slug: str, result: dict[str, Any]) -> int:
-    from layerbook import record
-
-    stored = {r["id"]: r["verdict"] for r in record.read(slug, result["tier"])["claims"]}
-    changed = [f"{slug} {r['id']}: stored {stored.get(r['id'])}, now {r['verdict']}" for r in result["claims"]
-               if stored.get(r["id"]) != r["verdict"]]
-    print("\n".join(changed) or f"{slug}: every verdict is the stored one")
+def _compare(stored: dict[str, Any], result: dict[str, Any]) -> int:
+    before = {r["id"]: r["verdict"] for r in stored["claims"]}
+    changed = [f"{result['paper']} {r['id']}: stored {before.get(r['id'])}, now {r['verdict']}" for r in result["claims"]
+               if before.get(r["id"]) != r["verdict"]]
+    print("\n".join(changed) or f"{result['paper']}: every verdict is the stored one")
     return 1 if changed else 0
 
 
