@@ -4,12 +4,13 @@ VENV   := .venv
 PIP_ARGS ?=
 PAPER  ?= relp
 TIER   ?= cpu
+JOBS   ?= 2
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PYTHONUNBUFFERED := 1
 SITE := book/_build/html/index.html
 
-.PHONY: help book test test-full repro repro-all rerun data env site open clean chromium
+.PHONY: help book test test-full repro repro-all rerun run bench data env site open clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,6 +40,13 @@ repro-all: data ## run everything again, stale or not
 rerun: data ## one paper at one tier: make rerun PAPER=relp TIER=cpu
 	layerbook rerun $(PAPER) --tier $(TIER)
 	@if [ "$(TIER)" = cpu ]; then dvc commit -q -f $(PAPER) && dvc repro -q report; fi
+
+run: data ## every stale paper, JOBS at once on warm kernels: make run JOBS=2
+	@layerbook sync
+	layerbook run -j $(JOBS)
+
+bench: data ## measure the machinery against its plain baselines, into results/bench.json
+	python -m layerbook.bench
 
 site: env
 	python -m layerbook.report build

@@ -12,9 +12,12 @@ step "data, networks, results and pages as recorded"
 dvc repro -q
 if ! dvc status -q; then dvc status; echo "results are stale: run 'make repro'"; exit 1; fi
 step "the book"; python -m layerbook.report build
-step "published notebooks at the smoke tier"
-LAYERBOOK_TIER=smoke OMP_NUM_THREADS=1 python -m pytest -q -p no:cacheprovider --nbval-lax --nbval-current-env \
-  --nbval-cell-timeout=300 -n 2 --dist loadfile results/*/*.ipynb
+NBVAL=(python -m pytest -q -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300)
+step "published notebooks at the smoke tier, on warm kernels"
+JUPYTER_PATH=src/layerbook/jupyter LAYERBOOK_TIER=smoke OMP_NUM_THREADS=1 "${NBVAL[@]}" --nbval-kernel-name layerbook-warm \
+  -n 2 --dist loadfile results/*/*.ipynb
+step "one of them on a plain kernel: its checked cells print the same"
+LAYERBOOK_TIER=smoke "${NBVAL[@]}" --nbval-current-env results/cpu/noprop.ipynb
 step "unit, paper, pipeline, book and browser tests"
 OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile tests
 step "nothing was re-recorded"; git diff --exit-code -- data.dvc dvc.lock dvc.yaml params.yaml results

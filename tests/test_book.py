@@ -22,6 +22,8 @@ PAGES = {
     "guide/model": "-p model smollm2",
     "guide/gpu": "gpu-dry",
     "guide/rebuild": "dvc exp run -S papers.relp.seed=1",
+    "guide/many": "layerbook run --tier gpu",
+    "guide/cluster": "retry_memory_factor",
     "guide/add": "layerbook new my-paper",
     "assets": "SmolLM2-135M-Instruct",
     "reference": "layerbook.outcomes.evaluate",

@@ -85,6 +85,12 @@ def test_method_cells_load_without_a_run(house):
     assert broken.draw(np.random.default_rng(0), 5.0).mean() < 0
 
 
+def test_method_cells_do_not_inherit_the_loaders_future_imports(house):
+    m = method.load("toy", box="from dataclasses import dataclass\n\n@dataclass\nclass Box:\n    size: int = 1")
+    assert m.Box(2).size == 2
+    assert m.Box.__annotations__ == {"size": int}  # not the string "int"
+
+
 def test_a_model_that_does_not_exist_is_refused_before_any_compute(house, monkeypatch):
     from conftest import CARD
 

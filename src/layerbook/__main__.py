@@ -4,4 +4,5 @@ import sys
 
 from layerbook.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # a forked process imports this file again under another name
+    sys.exit(main())

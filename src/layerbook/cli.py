@@ -46,6 +46,12 @@ def _rerun(args: argparse.Namespace) -> int:
     return _compare(stored, result) if stored else 0
 
 
+def _run(args: argparse.Namespace) -> int:
+    from layerbook import driver
+
+    return driver.run(args.slug, args.tier, args.jobs, warm=not args.cold, cluster=args.slurm)
+
+
 def _compare(stored: dict[str, Any], result: dict[str, Any]) -> int:
     before = {r["id"]: r["verdict"] for r in stored["claims"]}
     changed = [f"{result['paper']} {r['id']}: stored {before.get(r['id'])}, now {r['verdict']}" for r in result["claims"]
@@ -127,6 +133,11 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("-p", "--param", action="append", default=[], type=_value, metavar="NAME=VALUE")
     run.add_argument("--dry", action="store_true", help="store nothing")
     run.add_argument("--expect-same", action="store_true", help="fail when a verdict differs from the stored one")
+    many = add("run", _run, "run all stale papers, or those named, several at once, and record them in DVC", "*")
+    many.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="how many papers at once (default 1)")
+    many.add_argument("--tier", default="cpu", choices=["cpu", "gpu"])
+    many.add_argument("--cold", action="store_true", help="a plain kernel for each paper instead of warm, forked ones")
+    many.add_argument("--slurm", action="store_true", help="one Slurm job per paper, as `slurm` in params.yaml says")
     add("fresh", _fresh, "fail when a stored result is not that of the files beside it", "*")
     add("sync", _sync, "derive dvc.yaml and params.yaml").add_argument("--check", action="store_true", help="only compare")
     add("status", _status, "verdict counts of the stored records")

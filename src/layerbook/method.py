@@ -43,5 +43,6 @@ def load(slug: str, **replace: str) -> SimpleNamespace:
     name = f"<method of {slug}>"
     linecache.cache[name] = (len(code), None, code.splitlines(True), name)
     scope: dict[str, object] = {"__name__": f"layerbook_method_{slug.replace('-', '_')}"}
-    exec(compile(code, name, "exec"), scope)  # noqa: S102 - this project's own notebook
+    # dont_inherit: this module's own __future__ imports are not the cells' (string annotations break their dataclasses).
+    exec(compile(code, name, "exec", dont_inherit=True), scope)  # noqa: S102 - this project's own notebook
     return SimpleNamespace(**{k: v for k, v in scope.items() if not k.startswith("__")})

@@ -24,7 +24,6 @@ from layerbook import cards, claims, inputs, paths, tables
 T = TypeVar("T")
 warnings.filterwarnings("ignore", message="IProgress not found")  # stored notebooks hold no progress bars
 TIER_VARIABLE = "LAYERBOOK_TIER"
-OUTPUT_VARIABLE = "LAYERBOOK_MEASUREMENTS"
 
 
 class ParameterError(ValueError):
@@ -214,7 +213,7 @@ class Run:
 
         result = self.decide()
         display(HTML(tables.verdicts(self.card, result, self._findings)))
-        target = os.environ.get(OUTPUT_VARIABLE)
+        target = os.environ.get(paths.MEASUREMENTS_VARIABLE)
         if target:
             Path(target).write_text(json.dumps(self.measurements(), indent=1, allow_nan=True), encoding="utf-8")
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 VARIABLE = "LAYERBOOK_ROOT"
+MEASUREMENTS_VARIABLE = "LAYERBOOK_MEASUREMENTS"  # the file to which a notebook hands its raw measurements
 
 
 def _is_root(folder: Path) -> bool:

@@ -36,27 +36,27 @@ def stages() -> dict[str, Any]:
             "deps": _modules(module),
             "outs": [{folder: {"cache": False, "persist": True}}],
         }
-    for slug in cards.slugs():
-        out[slug] = {
-            "desc": cards.load(slug)["title"],
-            "cmd": f"python -m layerbook rerun {slug} --tier cpu",
-            "deps": deps.of_paper(slug),
-            "params": [f"papers.{slug}"],
-            "outs": [{record.file_of(slug, "cpu", s).relative_to(paths.ROOT).as_posix(): {"cache": False, "persist": True}}
-                     for s in (".ipynb", ".json")],
-        }
+    out |= {slug: of_paper(slug) for slug in cards.slugs()}
     pages = [f"results/{tier}/{s}{e}" for tier in record.TIERS for s in cards.slugs() for e in (".ipynb", ".json")
              if tier == "cpu" or record.file_of(s, tier, e).is_file()]
     trained = [f"results/models/{name}" for name in deps.trained()]
     listed = ["book/discussion", "book/references.bib", "book/toc.yml", *(f"notebooks/{s}.yaml" for s in cards.slugs())]
+    measured = ["results/bench.json"] if (paths.RESULTS / "bench.json").is_file() else []
     out["report"] = {
         "desc": "executed notebooks and records into pages, tables and metrics",
         "cmd": "python -m layerbook.report",
-        "deps": sorted([*_modules("layerbook.report"), *listed, *trained, *pages]),
+        "deps": sorted([*_modules("layerbook.report"), *listed, *trained, *measured, *pages]),
         "outs": [{name: {"cache": False}} for name in ("book/papers", "book/_generated", "book/_toc.yml", "results/overview.svg")],
         "metrics": [{"results/metrics.json": {"cache": False}}],
     }
     return out
+
+
+def of_paper(slug: str) -> dict[str, Any]:
+    """The stage of one paper."""
+    outs = [record.file_of(slug, "cpu", s).relative_to(paths.ROOT).as_posix() for s in (".ipynb", ".json")]
+    return {"desc": cards.load(slug)["title"], "cmd": f"python -m layerbook rerun {slug} --tier cpu", "deps": deps.of_paper(slug),
+            "params": [f"papers.{slug}"], "outs": [{name: {"cache": False, "persist": True}} for name in outs]}
 
 
 def _modules(name: str) -> list[str]:

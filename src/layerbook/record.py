@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from layerbook import cards, claims, deps, method, paths
+from layerbook import cards, deps, method, paths
 
 SCHEMA = 1
 VERSIONED = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "matplotlib", "papermill")
@@ -31,11 +31,11 @@ def file_of(slug: str, tier: str, suffix: str = ".json") -> Path:
 def sha256(file: Path) -> str:
     """SHA-256 of a file, hex."""
     stat = file.stat()
-    return _sha256(str(file), stat.st_mtime_ns, stat.st_size)
+    return _sha256(str(file), stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size)
 
 
 @lru_cache(maxsize=4096)
-def _sha256(file: str, mtime_ns: int, size: int) -> str:
+def _sha256(file: str, *_stamp: int) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -70,6 +70,8 @@ def build(measurements: dict[str, Any], used: dict[str, str], seconds: float, no
         seconds: wall-clock time of the notebook.
         notebook: the executed notebook that is stored beside the record.
     """
+    from layerbook import claims  # brings scipy: seconds that a check of hashes alone need not wait for
+
     slug, tier = measurements["paper"], measurements["tier"]
     card = cards.load(slug)
     result = claims.decide(card, measurements["measured"], measurements["gates"], tier, measurements["dry"])
@@ -140,6 +142,17 @@ def replace(target: Path, content: bytes) -> None:
 
 def problems(slug: str, tier: str) -> list[str]:
     """Why the stored evidence of a paper is not fresh; an empty list when it is."""
+    found = changes(slug, tier)
+    if not file_of(slug, tier).is_file() or not file_of(slug, tier, ".ipynb").is_file():
+        return found
+    try:
+        return found + _redecide(slug, read(slug, tier)) + _source_differs(slug, file_of(slug, tier, ".ipynb"))
+    except (ValueError, cards.CardError):
+        return found
+
+
+def changes(slug: str, tier: str) -> list[str]:
+    """That part of `problems` which files and their hashes show, without deciding anything again."""
     file, notebook = file_of(slug, tier), file_of(slug, tier, ".ipynb")
     missing = [f.name for f in (file, notebook) if not f.is_file()]
     if missing:
@@ -155,11 +168,13 @@ def problems(slug: str, tier: str) -> list[str]:
     out += [f"{name} is no longer an input" for name in sorted(set(then) - set(now))]
     if sha256(notebook) != record["notebook"]["sha256"]:
         out.append(f"results/{tier}/{slug}.ipynb is not the notebook that this record was made with")
-    return out + _redecide(slug, record) + _source_differs(slug, notebook)
+    return out
 
 
 def _redecide(slug: str, record: dict[str, Any]) -> list[str]:
     """Recompute every verdict from the stored values: an edited verdict cannot stay unseen."""
+    from layerbook import claims
+
     card = cards.load(slug)
     tests = {c["id"]: claims.control_tests(c, {d["id"]: d for d in card["claims"]}) for c in card["claims"]}
     measured: dict[str, dict[str, list[float]]] = {}

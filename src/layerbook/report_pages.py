@@ -17,8 +17,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from layerbook import report_bench, report_paper
 from layerbook import report_html as h
-from layerbook import report_paper
 from layerbook.manifest import load as load_assets
 from layerbook.report_data import FAMILIES, PROPER, Paper, read_yaml
 
@@ -35,6 +35,7 @@ def fragments(root: Path, papers: list[Paper]) -> dict[str, str | bytes]:
         "book/_generated/shelf.md": shelf(papers),
         "book/_generated/assets.md": assets(root, papers),
         "book/_generated/reference.md": reference(root),
+        "book/_generated/bench.md": report_bench.fragment(root),
         "results/overview.svg": h.overview([(family, _total(mine)) for family, mine in _by_family(papers)]),
         "results/metrics.json": json.dumps(metrics(papers), indent=1, sort_keys=True) + "\n",
     }

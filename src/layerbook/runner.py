@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from layerbook import cards, paper, paths, record
+from layerbook import cards, paths, record
 
 MAX_BYTES = 400_000
+MEMORY_HINT = "it ran out of memory: close other programs, run fewer papers at once (-j 1) or use a smaller tier\n"
 
 
 class RunError(RuntimeError):
     """A run that produced no evidence; the message says where it stopped and what to do."""
-
-
-@contextmanager
-def _environment(**values: str):
-    old = {k: os.environ.get(k) for k in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for k, v in old.items():
-            os.environ.pop(k) if v is None else os.environ.__setitem__(k, v)
 
 
 def parameters_of(slug: str, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -44,8 +37,14 @@ def parameters_of(slug: str, overrides: dict[str, Any] | None = None) -> dict[st
     return dict((stored or {}).get("papers", {}).get(slug) or {}) | (overrides or {})
 
 
-def execute(slug: str, parameters: dict[str, Any], folder: Path) -> tuple[nbformat.NotebookNode, dict[str, Any], float]:
+def execute(slug: str, parameters: dict[str, Any], folder: Path, warm: bool = False,
+            threads: int | None = None, env: dict[str, str] | None = None) -> tuple[nbformat.NotebookNode, dict[str, Any], float]:
     """Run the notebook in a fresh kernel.
+
+    Args:
+        warm: fork the kernel from this process's warm parent (`kernels`) instead of starting a plain one.
+        threads: compute threads of the kernel; None leaves them to the libraries.
+        env: further environment variables of the kernel.
 
     Returns:
         the executed notebook (normalised), its measurements, and the seconds it took.
@@ -57,18 +56,24 @@ def execute(slug: str, parameters: dict[str, Any], folder: Path) -> tuple[nbform
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    from layerbook import kernels
+
+    kernels.register()
     out, handed = folder / f"{slug}.ipynb", folder / "measurements.json"
+    limits = {"OMP_NUM_THREADS": str(threads), "LAYERBOOK_THREADS": str(threads)} if threads else {}
     began = time.perf_counter()
     try:
-        with _environment(**{paper.OUTPUT_VARIABLE: str(handed), "TQDM_DISABLE": "1", "PYTHONHASHSEED": "0"}):
-            papermill.execute_notebook(
-                str(paths.NOTEBOOKS / f"{slug}.ipynb"), str(out), parameters=parameters, kernel_name="python3",
-                cwd=str(paths.ROOT), progress_bar=sys.stderr.isatty(), log_output=False, shutdown_kernel="immediate",
-            )
+        papermill.execute_notebook(
+            str(paths.NOTEBOOKS / f"{slug}.ipynb"), str(out), parameters=parameters, engine_name="layerbook",
+            kernel_name=kernels.WARM if warm else kernels.COLD, cwd=str(paths.ROOT), log_output=False,
+            progress_bar=sys.stderr.isatty() and threading.current_thread() is threading.main_thread(),
+            shutdown_kernel="immediate", env={paths.MEASUREMENTS_VARIABLE: str(handed)} | limits | (env or {}),
+        )
     except PapermillExecutionError as error:
         kept = _keep(out, slug)
+        hint = MEMORY_HINT if "memory" in str(error.evalue).lower() or error.ename == "MemoryError" else ""
         raise RunError(f"{slug}: cell {error.exec_count} failed: {error.ename}: {error.evalue}\n"
-                       f"the notebook with its traceback is {kept}; stored results are unchanged") from None
+                       f"{hint}the notebook with its traceback is {kept}; stored results are unchanged") from None
     except DeadKernelError:
         raise RunError(f"{slug}: the kernel died, most often for want of memory; close other programs or use a smaller "
                        "tier (--tier smoke); stored results are unchanged") from None
@@ -112,32 +117,76 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def run(slug: str, tier: str = "cpu", overrides: dict[str, Any] | None = None, write: bool = True) -> dict[str, Any]:
+@contextmanager
+def only_one(name: str, busy: str) -> Iterator[None]:
+    """Hold the lock `name` of this checkout; it ends with the process, so that a dead one leaves nothing behind.
+
+    Raises:
+        RunError: another process holds it; the message is `busy` and that process's id.
+    """
+    file = paths.ROOT / "build" / "locks" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise RunError(f"{busy} (process {stream.read().strip() or 'unknown'}); wait for it, or stop it") from None
+        stream.truncate(0)
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
+        yield
+
+
+def writable(tier: str) -> None:
+    """Find out before any compute whether results can be stored. Raises RunError that says what to do."""
+    folder = paths.RESULTS / tier
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"0" * 4096)
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        why = "the disk is full" if error.errno == errno.ENOSPC else f"it cannot be written ({error.strerror})"
+        raise RunError(f"results/{tier}: {why}; make room or make it writable, then run it again; nothing was run") from None
+
+
+def run(slug: str, tier: str = "cpu", overrides: dict[str, Any] | None = None, write: bool = True, warm: bool = False,
+        threads: int | None = None, env: dict[str, str] | None = None) -> dict[str, Any]:
     """Run a paper at a tier and, for the cpu and gpu tiers, store its record and executed notebook.
+
+    Args:
+        warm, threads, env: as for `execute`.
 
     Raises:
         cards.CardError, RunError
     """
     cards.load(slug)
+    if write and tier in record.TIERS:
+        writable(tier)
+    parameters, how = parameters_of(slug, overrides) | {"tier": tier}, {"warm": warm, "threads": threads, "env": env}
     try:
-        before = record.inputs(slug)
+        with only_one(f"{slug}.lock", f"{slug} is being run already"):
+            return _run(slug, parameters, write, how)
     except FileNotFoundError as error:
         raise RunError(f"{slug}: {error}") from None
-    build = paths.ROOT / "build"
-    try:
-        build.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=build, prefix=f"run-{slug}-") as folder:
-            notebook, measurements, seconds = execute(slug, parameters_of(slug, overrides) | {"tier": tier}, Path(folder))
-        if record.inputs(slug) != before:
-            raise RunError(f"{slug}: an input changed while the notebook ran, so its result belongs to neither version; "
-                           "run it again")
-        text = (nbformat.writes(notebook, indent=1) + "\n").encode()
-        if len(text) > MAX_BYTES:
-            raise RunError(f"{slug}: the executed notebook has {len(text):,} bytes, more than {MAX_BYTES:,}; draw smaller figures")
-        result = record.build(measurements, before, seconds, text)
-        if write and not measurements["dry"] and measurements["tier"] in record.TIERS:
-            record.replace(record.file_of(slug, measurements["tier"], ".ipynb"), text)
-            record.replace(record.file_of(slug, measurements["tier"]), record.dumps(result).encode())
     except OSError as error:
         raise RunError(_disk(slug, error)) from None
+
+
+def _run(slug: str, parameters: dict[str, Any], write: bool, how: dict[str, Any]) -> dict[str, Any]:
+    before = record.inputs(slug)
+    with tempfile.TemporaryDirectory(dir=paths.ROOT / "build", prefix=f"run-{slug}-") as folder:
+        notebook, measurements, seconds = execute(slug, parameters, Path(folder), **how)
+    if record.inputs(slug) != before:
+        raise RunError(f"{slug}: an input changed while the notebook ran, so its result belongs to neither version; "
+                       "run it again")
+    text = (nbformat.writes(notebook, indent=1) + "\n").encode()
+    if len(text) > MAX_BYTES:
+        raise RunError(f"{slug}: the executed notebook has {len(text):,} bytes, more than {MAX_BYTES:,}; draw smaller figures")
+    result = record.build(measurements, before, seconds, text)
+    if write and not measurements["dry"] and measurements["tier"] in record.TIERS:
+        record.replace(record.file_of(slug, measurements["tier"], ".ipynb"), text)
+        record.replace(record.file_of(slug, measurements["tier"]), record.dumps(result).encode())
     return result

@@ -117,6 +117,19 @@ def test_block_loss_matches_a_loop_over_its_formula():
         torch.testing.assert_close(got[k], total / 8, rtol=1e-4, atol=1e-5)
 
 
+def test_prior_term_is_the_divergence_between_the_two_gaussians():
+    torch.manual_seed(2)
+    x, y = toy(8, 1)
+    W, ab, eps = torch.randn(CLASSES, CLASSES), M.alpha_bar(T).float(), torch.randn(1, 2, 8, CLASSES)
+    leaky = ab.clone()
+    leaky[0] = 0.3                                   # some label left in z_0; block 4 itself never sees it
+    stack, head = M.Blocks([(0, 4)], **SPEC).eval(), M.readout(W)
+    more = M.block_losses(stack, head, W, x, y, [4], leaky, eps) - M.block_losses(stack, head, W, x, y, [4], ab, eps)
+    normal = torch.distributions.Normal
+    kl = torch.distributions.kl_divergence(normal(0.3**0.5 * W[y], 0.7**0.5), normal(0.0, 1.0)).sum(-1).mean()
+    torch.testing.assert_close(more[0], kl, rtol=1e-3, atol=1e-4)
+
+
 def blocks_of(net) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for block in net[0] for p in block.parameters()])
 

@@ -60,6 +60,7 @@ def test_layer_weights_are_powers_of_the_final_weights(depth, scale):
         torch.testing.assert_close(layer, (W_END ** ((k + 1) / depth)).expand_as(layer), rtol=1e-5, atol=1e-6)
         for v in layer:
             assert np.polyfit(np.log(W_END.numpy()), np.log(v.numpy()), 1)[0] == pytest.approx((k + 1) / depth, abs=1e-4)
+        assert M.log_slope(M.feature_weights(end).numpy(), k) == pytest.approx((k + 1) / depth, abs=1e-4)
     assert (M.imbalance(end) - M.imbalance(start)).abs().max() < 1e-9
 
 
@@ -107,6 +108,20 @@ def test_thresholds_lose_weak_features_in_the_head_and_their_absence_loses_none(
     assert (lost.sum(1) > 0).all() and not lost[:, 24:].any() and not ((h == 0) & (z != 0)).any()
     h, z, _ = M.train_diagonal(phi, sigma, 0.0, 0, 4, steps=400)
     assert (z != 0).all()
+
+
+def test_log_slope_is_the_least_squares_slope_of_each_network():
+    weights = np.random.default_rng(0).uniform(0.1, 1, size=(3, 4, 6))
+    expected = [np.polyfit(np.log(last), np.log(layer), 1)[0] for layer, last in zip(weights[1], weights[2])]
+    np.testing.assert_allclose(M.log_slope(weights, 1), expected)
+
+
+def test_before_the_first_step_thresholds_alone_lose_features():
+    phi, sigma, b = torch.logspace(-1, 0.5, 32), torch.full((32,), 0.6), 0.15
+    w = M.train_diagonal(phi, sigma, 0.0, 0, 4, steps=0)[0] / phi          # both layers start from these weights
+    h, z, _ = M.train_diagonal(phi, sigma, b, 0, 4, steps=0)
+    before = (w * phi - b).clamp(min=0)
+    assert torch.equal((h != 0) & (z == 0), (before > 0) & (w * before <= b)) and ((h != 0) & (z == 0)).any(1).all()
 
 
 def test_without_a_threshold_the_diagonal_network_reaches_the_linear_closed_form():

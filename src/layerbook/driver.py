@@ -1,0 +1,246 @@
+"""`layerbook run`: the stale papers, several at once, kept one by one and then recorded in DVC.
+
+`dvc repro` runs stages one after another, each in processes of its own. This driver decides from the evidence itself which
+papers are stale, runs as many at once as cores, memory and GPUs allow, on kernels forked from one warm parent, and tells DVC
+afterwards, so that `dvc repro` finds nothing to do. Whatever interrupts it, a finished paper stays and no other is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from layerbook import cards, paths, progress, record, runner
+
+SECONDS, MEMORY_MB = 120.0, 3000  # assumed of a paper that has no record yet
+SHARE = 0.9  # of the free memory may be promised to papers that run
+
+
+@dataclass(frozen=True)
+class Job:
+    """One paper to run, and what it took the last time."""
+
+    slug: str
+    tier: str
+    seconds: float
+    memory_mb: int
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that it occupies."""
+        return int(self.tier == "gpu")
+
+
+@dataclass
+class Done:
+    """What became of a job: its record, or the reason why there is none."""
+
+    job: Job
+    seconds: float
+    result: dict[str, Any] | None = None
+    error: str = ""
+
+
+def plan(slugs: Sequence[str], tier: str, suspects: Sequence[str] = ()) -> list[Job]:
+    """Jobs for the papers named, or else for all whose evidence is stale; the longest first.
+
+    Args:
+        suspects: papers in which DVC sees a difference: their verdicts are decided again before they count as fresh.
+
+    Raises:
+        cards.CardError: a name is no paper.
+    """
+    known = cards.slugs()
+    for slug in slugs:
+        if slug not in known:
+            raise cards.CardError(f"no paper is called {slug}; there are {', '.join(known)}")
+    jobs = []
+    for slug in slugs or [s for s in known if stale(s, tier, thorough=s in suspects)]:
+        try:
+            last = record.read(slug, tier)
+            jobs.append(Job(slug, tier, last["seconds"], last["peak_memory_mb"]))
+        except (FileNotFoundError, ValueError, KeyError):
+            jobs.append(Job(slug, tier, SECONDS, MEMORY_MB))
+    return sorted(jobs, key=lambda job: -job.seconds)
+
+
+def stale(slug: str, tier: str, thorough: bool = True) -> bool:
+    """True when a paper has to run: no record, or not that of the files and parameters that there are."""
+    if record.problems(slug, tier) if thorough else record.changes(slug, tier):
+        return True
+    ran = record.read(slug, tier)["parameters"]
+    return any(ran.get(name) != value for name, value in runner.parameters_of(slug).items())
+
+
+def free_memory_mb() -> float:
+    """Memory that can be promised, in MB; infinite where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as stream:
+            return next(int(line.split()[1]) / 1024 for line in stream if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return float("inf")
+
+
+def gpus() -> list[str]:
+    """Indices of the GPUs to hand out, as CUDA counts them; found without initialising CUDA here."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [g for g in named.split(",") if g.strip()]
+    try:
+        out = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(i) for i, line in enumerate(out.splitlines()) if line.startswith("GPU")]
+
+
+def execute(jobs: Sequence[Job], at_once: int, warm: bool, show: progress.Display) -> list[Done]:
+    """Run the jobs, at most `at_once` together; an interrupt ends those that run and returns what is finished."""
+    from layerbook import kernels
+
+    warm = warm and kernels.available()
+    if warm and jobs:
+        kernels.start_parent()
+    threads = max(1, (os.cpu_count() or 1) // at_once) if at_once > 1 else None
+    memory, slots = SHARE * free_memory_mb(), gpus() if any(j.gpus for j in jobs) else []
+    waiting, done = list(jobs), []
+    running: dict[Future, tuple[Job, list[str]]] = {}
+
+    def fits(job: Job) -> bool:
+        used = sum(j.memory_mb for j, _ in running.values())
+        return not running or (used + job.memory_mb <= memory and job.gpus <= len(slots))
+
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            while waiting or running:
+                for job in [j for j in waiting if len(running) < at_once]:
+                    if len(running) < at_once and fits(job):
+                        waiting.remove(job)
+                        mine = [slots.pop(0) for _ in range(min(job.gpus, len(slots)))]
+                        env = {"CUDA_VISIBLE_DEVICES": ",".join(mine)} if mine else {}
+                        running[pool.submit(_one, job, warm, threads, env)] = (job, mine)
+                        show.started(job.slug)
+                for future in wait(running, timeout=0.25, return_when=FIRST_COMPLETED).done:
+                    slots += running.pop(future)[1]
+                    done.append(future.result())
+                    show.finished(done[-1].job.slug, done[-1].seconds, done[-1].error)
+                show.tick()
+        except KeyboardInterrupt:
+            while wait(running, timeout=0.2).not_done:  # again and again: one may just have been starting
+                kernels.Notebooks.kill_all()
+            show.say("interrupted: what had finished is kept, what was running is not")
+            raise Interrupted(done + [f.result() for f in running if not f.result().error]) from None
+    return done
+
+
+class Interrupted(Exception):
+    """The driver was asked to stop; `args[0]` are the jobs that had finished."""
+
+
+def _one(job: Job, warm: bool, threads: int | None, env: dict[str, str]) -> Done:
+    began = time.monotonic()
+    try:
+        result = runner.run(job.slug, job.tier, warm=warm, threads=threads, env=env)
+        return Done(job, time.monotonic() - began, result)
+    except Exception as error:  # noqa: BLE001 - one paper's failure, of whatever kind, must not take the others along
+        return Done(job, time.monotonic() - began, error=str(error) or type(error).__name__)
+
+
+def dvc(*arguments: str) -> str:
+    """Run a DVC command in the checkout and return what it printed. Raises RunError with its message and what to do."""
+    environment = dict(os.environ) | {"DVC_NO_ANALYTICS": "1"}
+    out = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=paths.ROOT, capture_output=True, text=True, check=False,
+                         env=environment)
+    if out.returncode:
+        text = (out.stderr + out.stdout).strip()
+        hint = "another DVC process is at work; wait for it and run this again" if "lock" in text else "see above"
+        raise runner.RunError(f"dvc {' '.join(arguments)} failed: {text}\n{hint}; results that were computed are kept")
+    return out.stdout
+
+
+def stages() -> dict[str, Any]:
+    """The stages of dvc.yaml; empty when there is none."""
+    file = paths.ROOT / "dvc.yaml"
+    return (YAML(typ="safe").load(file.read_text(encoding="utf-8")) or {}).get("stages", {}) if file.is_file() else {}
+
+
+def differing() -> list[str]:
+    """Stages in which DVC sees a difference, after prepared data and trained networks were brought up to date."""
+    if not stages():
+        return []
+    found = json.loads(dvc("status", "--json") or "{}")
+    before = [n for n in found if n.startswith(("prepare-", "train-"))]
+    if before:
+        dvc("repro", "-q", *before)
+        found = json.loads(dvc("status", "--json") or "{}")
+    return [n for n in found if not n.endswith(".dvc")]
+
+
+def settle(finished: Sequence[str]) -> None:
+    """Record in DVC what is fresh, and rebuild the report: afterwards `dvc repro` has nothing to do for these papers."""
+    known = stages()
+    papers = [s for s in cards.slugs() if s in known]
+    fresh = [s for s in papers if s in finished or not stale(s, "cpu")]
+    report = known.get("report")
+    if len(fresh) == len(papers):
+        if report:  # before it is recorded: an interrupt in between must leave it stale
+            subprocess.run([sys.executable, *report["cmd"].split()[1:]], cwd=paths.ROOT, check=True)
+        dvc("commit", "-q", "-f", *(n for n in known if not n.startswith(("prepare-", "train-"))))
+    elif fresh:
+        dvc("commit", "-q", "-f", *fresh)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Treat SIGTERM like an interrupt, so that a cluster's or a service's stop is as orderly as Ctrl-C."""
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def run(slugs: Sequence[str] = (), tier: str = "cpu", at_once: int = 1, warm: bool = True, cluster: bool = False) -> int:
+    """Run what is stale (or named), keep what succeeds, record it; returns an exit code.
+
+    Raises:
+        runner.RunError: nothing could be run: another driver is at work, results cannot be written.
+    """
+    with runner.only_one("driver.lock", "another 'layerbook run' is at work here"), terminable():
+        different = differing()
+        jobs = plan(slugs, tier, different)
+        if jobs:
+            runner.writable(tier)
+        show = progress.Display({j.slug: j.seconds for j in jobs}, at_once)
+        with show:
+            try:
+                if cluster:
+                    from layerbook import cluster as slurm
+
+                    done = slurm.execute(jobs, show)
+                else:
+                    done = execute(jobs, at_once, warm, show)
+            except Interrupted as interrupted:
+                done, code = interrupted.args[0], 130
+            else:
+                code = 0
+        if (jobs or different) and stages():
+            settle([d.job.slug for d in done if not d.error])
+    failed = [d for d in done if d.error]
+    for d in failed:
+        print(f"\nfailed: {d.error}")
+    print(f"{len(done) - len(failed)} of {len(jobs)} papers run and recorded" if jobs else "nothing to do: the evidence is fresh")
+    return code or int(bool(failed))

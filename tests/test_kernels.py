@@ -1,0 +1,134 @@
+"""Warm kernels: forked from a parent with the imports done, and in nothing else different from plain ones."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from layerbook import _preload, kernels, runner
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="no forkserver on this system: plain kernels are used there")
+LOOK = """\
+import json, os, random, sys, threading
+import matplotlib, matplotlib.pyplot as plt, numpy as np, torch
+from transformers import AutoModelForCausalLM
+from pathlib import Path
+seen = {"threads": torch.get_num_threads(), "cwd": os.getcwd(), "hash": hash("layer"), "backend": matplotlib.get_backend(),
+        "random": random.random(), "numpy": np.random.rand(), "torch": torch.rand(1).item(), "cuda": torch.cuda.is_initialized(),
+        "path": [p for p in sys.path if p], "argv": sys.argv[:1], "main": __name__, "tqdm": os.environ.get("TQDM_DISABLE"),
+        "stdin": sys.stdin is None, "group": os.getpgid(0) == os.getpid(), "workers": threading.active_count(),
+        "product": (torch.ones(300, 300) @ torch.linspace(0, 1, 90000).view(300, 300)).sum().item(),
+        "solve": float(np.linalg.solve(np.eye(200) * 3 + 1, np.arange(200.0)).sum())}
+Path("seen.json").write_text(json.dumps(seen, default=str))
+"""
+
+
+def look(house, warm, **how):
+    house.paper(extra=LOOK)
+    runner.run("toy", warm=warm, **how)
+    return json.loads((house.root / "seen.json").read_text()), house.results()
+
+
+def test_warm_and_plain_kernels_differ_in_nothing_that_a_notebook_sees(house):
+    plain, files = look(house, warm=False)
+    warm, again = look(house, warm=True)
+    assert warm == plain
+    assert warm["cwd"] == str(house.root) and warm["main"] == "__main__" and warm["tqdm"] == "1" and not warm["cuda"]
+    for name in files:
+        if name.endswith(".ipynb"):
+            assert files[name] == again[name]
+    old, new = (json.loads(f["cpu/toy.json"]) for f in (files, again))
+    assert {k: old[k] for k in ("claims", "inputs", "device")} == {k: new[k] for k in ("claims", "inputs", "device")}
+
+
+def test_each_kernel_has_the_threads_that_were_asked_for(house):
+    for n in (1, 2):
+        assert look(house, warm=True, threads=n)[0]["threads"] == n
+    assert house.record()["device"] == "cpu, 2 threads"
+
+
+def test_runs_do_not_inherit_each_others_random_state(house):
+    house.paper(extra="import random, torch; random.random(); np.random.rand(); torch.rand(9)")
+    first = runner.run("toy", warm=True, write=False)["claims"]
+    assert runner.run("toy", warm=True, write=False)["claims"] == first
+    assert look(house, warm=True)[0]["torch"] == look(house, warm=True)[0]["torch"]
+
+
+def test_the_parent_has_no_cuda_and_no_random_draws():
+    code = ("import random, sys; before = random.getstate()\nimport layerbook._preload, torch\n"
+            "assert not torch.cuda.is_initialized() and random.getstate() == before\n"
+            "assert not [line for line in open('/proc/self/maps') if 'libcuda.so' in line]\n"
+            "assert not [m for m in sys.modules if m.startswith('layerbook.') and m != 'layerbook._preload']\n"
+            "assert torch.initial_seed() == 67280421310721 and 'transformers' in sys.modules")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_every_preloaded_module_exists():
+    missing = [m for m in _preload.MODULES if m not in sys.modules]
+    assert missing == []
+
+
+def test_a_killed_warm_kernel_is_a_clear_error(house):
+    house.paper(extra="import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(runner.RunError, match="the kernel died"):
+        runner.run("toy", warm=True)
+    house.paper()
+    runner.run("toy", warm=True)  # the parent survives its children
+    assert house.record()["claims"]
+
+
+def test_an_interrupt_reaches_a_warm_kernel_and_nobody_else():
+    import asyncio
+
+    from jupyter_client import AsyncKernelManager
+
+    kernels.register()
+
+    async def stop_it() -> str:
+        manager = AsyncKernelManager(kernel_name=kernels.WARM)
+        await manager.start_kernel()
+        client = manager.client()
+        client.start_channels()
+        await client.wait_for_ready(timeout=60)
+        client.execute("import time; time.sleep(60)")
+        await asyncio.sleep(1)
+        await manager.interrupt_kernel()
+        reply = await client.get_shell_msg(timeout=20)
+        alive = await manager.is_alive()
+        await manager.shutdown_kernel(now=True)
+        return f"{reply['content'].get('ename')} {alive}"
+
+    assert asyncio.run(stop_it()) == "KeyboardInterrupt True"
+
+
+def test_kernels_end_when_their_driver_is_killed(house):
+    house.paper(extra="import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(120)")
+    child = subprocess.Popen([sys.executable, "-m", "layerbook", "run", "toy"], cwd=house.root, start_new_session=True,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    mark = house.root / "pid"
+    wait(lambda: mark.exists() and mark.read_text(), 60)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    wait(lambda: gone(int(mark.read_text())), 30)
+    assert house.results() == {}
+
+
+def gone(pid):
+    """True when no process has this id, or only its entry is left for somebody to collect."""
+    try:
+        with open(f"/proc/{pid}/stat") as stream:
+            return stream.read().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
