@@ -14,7 +14,7 @@ if ! dvc status -q; then dvc status; echo "results are stale: run 'make repro'";
 step "the book"; python -m layerbook.report build
 NBVAL=(python -m pytest -q -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300)
 step "published notebooks at the smoke tier, on warm kernels"
-JUPYTER_PATH=src/layerbook/jupyter LAYERBOOK_TIER=smoke OMP_NUM_THREADS=1 "${NBVAL[@]}" --nbval-kernel-name layerbook-warm \
+JUPYTER_PATH="$PWD/src/layerbook/jupyter" LAYERBOOK_TIER=smoke OMP_NUM_THREADS=1 "${NBVAL[@]}" --nbval-kernel-name layerbook-warm \
   -n 2 --dist loadfile results/*/*.ipynb
 step "one of them on a plain kernel: its checked cells print the same"
 LAYERBOOK_TIER=smoke "${NBVAL[@]}" --nbval-current-env results/cpu/noprop.ipynb

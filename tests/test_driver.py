@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def test_a_failed_paper_is_named_and_the_others_are_kept(many, shell, capsys):
     many.paper("two", extra="raise ValueError('out of ideas')")
     assert cli.main(["run", "-j", "2"]) == 1
     text = capsys.readouterr().out
-    assert "failed: two: cell 4 failed: ValueError: out of ideas" in text and "2 of 3 papers" in text
+    assert re.search(r"failed: two: cell \d+ failed: ValueError: out of ideas", text) and "2 of 3 papers" in text, text
     assert record.problems("one", "cpu") == [] == record.problems("toy", "cpu")
     state = json.loads(shell(sys.executable, "-m", "dvc", "status", "--json", cwd=many.root).stdout)
     assert "two" in state and "one" not in state and "toy" not in state
@@ -202,28 +203,32 @@ def test_out_of_memory_in_a_notebook_says_so(house):
     assert house.results() == {}
 
 
+def holds(house, pid):
+    """DVC's lock file when process `pid` writes a paper's record."""
+    return json.dumps({"write": {str(house.root / "results/cpu/two.json"): {"pid": pid, "cmd": "dvc repro"}}, "read": {}})
+
+
 def test_a_lock_of_a_dead_process_is_no_obstacle(many, shell):
     assert cli.main(["run"]) == 0
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    (many.root / ".dvc/tmp/rwlock").write_text(json.dumps({str(many.root / "results/cpu/two.json"): {
-        "write": {"pid": dead.pid, "cmd": "dvc repro"}}}))
+    (many.root / ".dvc/tmp/rwlock").write_text(holds(many, dead.pid))
     (many.root / ".dvc/tmp/lock").write_text(f"{dead.pid}\n")
     (many.root / "build/locks/driver.lock").write_text(f"{dead.pid}\n")
     many.paper("two", extra="# another word")
     assert cli.main(["run"]) == 0 and nothing_to_do(many, shell)
 
 
-def test_a_live_dvc_process_is_waited_for_or_named(many, capsys):
+def test_a_live_dvc_process_is_named_and_nothing_runs_beside_it(many, capsys):
     assert cli.main(["run"]) == 0
+    before = many.results()
     many.paper("two", extra="# another word")
-    me = json.dumps({str(many.root / "results/cpu/two.json"): {"write": {"pid": os.getpid(), "cmd": "dvc repro"}}})
-    (many.root / ".dvc/tmp/rwlock").write_text(me)
+    (many.root / ".dvc/tmp/rwlock").write_text(holds(many, os.getpid()))
     code = cli.main(["run"])
-    (many.root / ".dvc/tmp/rwlock").write_text("{}")
     assert code == 1 and "another DVC process is at work" in capsys.readouterr().err
-    assert record.problems("two", "cpu") == []  # what was computed is kept
-    assert cli.main(["run"]) == 0 and "nothing" not in capsys.readouterr().out.split("recorded")[0]
+    assert many.results() == before
+    (many.root / ".dvc/tmp/rwlock").unlink()
+    assert cli.main(["run"]) == 0 and "1 of 1 papers run and recorded" in capsys.readouterr().out
 
 
 def test_a_read_only_results_folder_is_found_before_anything_runs(house, monkeypatch):
@@ -253,10 +258,8 @@ def test_a_full_disk_loses_nothing(house, shell):
             target = house.root / "results" / name
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(content)
-        with open(house.root / "results" / "filler", "wb") as stream, pytest.raises(OSError, match="No space"):
-            while True:
-                stream.write(b"0" * 4096)
-                stream.flush()
+        room = os.statvfs(house.root / "results")
+        (house.root / "results" / "filler").write_bytes(b"0" * (room.f_bavail * room.f_frsize))
         with pytest.raises(runner.RunError, match="disk is full"):
             runner.run("toy", overrides={"seed": 3})
         assert {n: v for n, v in house.results().items() if n != "filler"} == before

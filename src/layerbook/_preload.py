@@ -1,4 +1,4 @@
-"""What the parent of all warm kernels imports; nothing here may start a thread, touch a GPU or draw a random number.
+"""What the parent of all warm kernels imports; nothing here may touch a GPU or compute.
 
 This package's own modules are left out: they bind the root folder when they are imported, and a kernel may have another.
 """

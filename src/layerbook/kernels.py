@@ -8,11 +8,15 @@ seeds its own generators, and CUDA is never touched in the parent. POSIX only; e
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
+from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -55,15 +59,22 @@ def register() -> None:
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(SPECS), known]))
 
 
-def _serve(arguments: list[str], cwd: str | None, environment: dict[str, str]) -> None:
+@cache
+def _path() -> list[str]:
+    """The import path of a plain interpreter, without what this process's own script or test runner added."""
+    code = "import json, sys; print(json.dumps(sys.path[1:]))"
+    return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def _serve(arguments: list[str], cwd: str | None, environment: dict[str, str], path: list[str]) -> None:
     """Become a kernel (in the forked child)."""
     os.setsid()  # a group of its own, so that signals to it reach nobody else
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # else the warm parent would outlive this book's process
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd or ".")
-    script = getattr(sys.modules.get("__mp_main__"), "__file__", None) or ""
-    sys.path[:] = [p for p in sys.path if p not in ("", os.path.dirname(script))]  # a plain kernel doesn't have these
-    sys.argv = ["ipykernel_launcher", *arguments]
+    sys.path[:] = path
+    sys.argv = [importlib.util.find_spec("ipykernel_launcher").origin, *arguments]
     threads = environment.get("OMP_NUM_THREADS")
     if threads:
         import threadpoolctl
@@ -87,7 +98,7 @@ class Forked:
 
     def __init__(self, arguments: list[str], cwd: str | None, environment: dict[str, str]) -> None:
         context = multiprocessing.get_context("forkserver")
-        self._process = context.Process(target=_serve, args=(arguments, cwd, environment), daemon=False)
+        self._process = context.Process(target=_serve, args=(arguments, cwd, environment, _path()), daemon=False)
         self._process.start()
         self.pid = self._process.pid
 
