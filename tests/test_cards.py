@@ -1,7 +1,7 @@
 """Cards: every fault is refused with the line it stands on."""
 
 import pytest
-from conftest import CARD
+from layerbook.toy import CARD
 
 from layerbook import cards
 

@@ -12,7 +12,7 @@ import time
 import pytest
 from ruamel.yaml import YAML
 
-from layerbook import cards, cli, driver, kernels, pipeline, progress, record, runner
+from layerbook import cards, cli, driver, kernels, pipeline, progress, record, runner, toy
 
 
 @pytest.fixture
@@ -304,8 +304,6 @@ def test_a_corrupted_input_is_seen_and_named(house):
 
 
 def driver_card(substrate):
-    from conftest import toy
-
     return toy.CARD.replace("substrate: []", f"substrate: [{substrate}]")
 
 

@@ -1,5 +1,6 @@
 """Warm kernels: forked from a parent with the imports done, and in nothing else different from plain ones."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from layerbook import _preload, kernels, runner
+from layerbook import _warm, kernels, runner
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="no forkserver on this system: plain kernels are used there")
 LOOK = """\
@@ -59,18 +60,17 @@ def test_runs_do_not_inherit_each_others_random_state(house):
 
 
 def test_the_parent_touches_no_gpu_and_none_of_our_modules():
-    code = ("import sys\nimport layerbook._preload, torch\n"
+    code = ("import sys\nfrom layerbook import _warm; _warm.load(); import torch\n"
             "assert not torch.cuda.is_initialized()\n"
             "assert not [line for line in open('/proc/self/maps') if 'libcuda.so' in line]\n"
-            "assert not [m for m in sys.modules if m.startswith('layerbook.') and m != 'layerbook._preload']\n"
+            "assert not [m for m in sys.modules if m.startswith('layerbook.') and m != 'layerbook._warm']\n"
             "assert 'transformers' in sys.modules")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-500:]
 
 
 def test_every_preloaded_module_exists():
-    missing = [m for m in _preload.MODULES if m not in sys.modules]
-    assert missing == []
+    assert [m for m in _warm.MODULES if importlib.util.find_spec(m) is None] == []
 
 
 def test_a_killed_warm_kernel_is_a_clear_error(house):

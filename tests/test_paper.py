@@ -92,7 +92,7 @@ def test_method_cells_do_not_inherit_the_loaders_future_imports(house):
 
 
 def test_a_model_that_does_not_exist_is_refused_before_any_compute(house, monkeypatch):
-    from conftest import CARD
+    from layerbook.toy import CARD
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     house.paper(card=CARD.replace("parameters:\n", 'parameters:\n  model: {{help: "a model", kind: causal-lm}}\n'))

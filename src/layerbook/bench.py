@@ -145,7 +145,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure all parts, or those named; print the table and, when all were measured, store it."""
+    """Measure all parts, or those named; print the table and store its rows in place of the former ones."""
     named = (sys.argv[1:] if arguments is None else arguments) or list(PARTS)
     if named[0] == "--make":
         make(int(named[1]))
@@ -159,12 +159,15 @@ def main(arguments: list[str] | None = None) -> int:
     rows = []
     for name in named:
         for found in PARTS[name]():
-            rows.append(found)
+            rows.append({"part": name} | found)
             print(table([found]).splitlines()[1], flush=True)
     print("\n" + table(rows))
-    if set(named) == set(PARTS):
-        machine = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
-        record.replace(FILE, (json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n").encode())
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
+    former = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
+    if former.get("machine") == machine:  # figures of another machine do not stand beside ours
+        parts = {r["part"]: [q for q in former["rows"] if q["part"] == r["part"]] for r in former["rows"]}
+        rows = [r for part in PARTS for r in ([q for q in rows if q["part"] == part] or parts.get(part, []))]
+    record.replace(FILE, (json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n").encode())
     return 0 if all(r["met"] in (None, True) for r in rows) else 1
 
 

@@ -15,9 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ruamel.yaml import YAML
-
-from layerbook import paths, progress, record, runner
+from layerbook import deps, paths, progress, record, runner
 from layerbook.driver import Done, Interrupted, Job
 
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ OOM_SIGNS = ("oom-kill", "oom_kill", "out of memory", "exceeded memory limit", "
 def settings() -> dict[str, Any]:
     """`slurm` of params.yaml over the defaults. Raises RunError on an unknown name."""
     file = paths.ROOT / "params.yaml"
-    given = (YAML(typ="safe").load(file.read_text(encoding="utf-8")) or {}).get("slurm") or {} if file.is_file() else {}
+    given = (deps.fast_yaml(file.read_text(encoding="utf-8")) or {}).get("slurm") or {} if file.is_file() else {}
     unknown = sorted(set(given) - set(SETTINGS))
     if unknown:
         raise runner.RunError(f"params.yaml: slurm has no setting {', '.join(unknown)}; it takes {', '.join(SETTINGS)}")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from layerbook import cards, method, paths
 
@@ -23,6 +28,11 @@ def _module_file(name: str) -> Path | None:
 
 def imported(code: str) -> set[str]:
     """Names of this package's modules that a piece of source imports, wherever the statement stands."""
+    return {n for n in _imported(code) if _module_file(n)}
+
+
+@lru_cache(maxsize=512)
+def _imported(code: str) -> frozenset[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
@@ -30,7 +40,7 @@ def imported(code: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == PACKAGE:
             names.add(node.module or "")
             names |= {f"{node.module}.{a.name}" for a in node.names}
-    return {n for n in names if _module_file(n)}
+    return frozenset(names)
 
 
 def closure(names: Iterable[str]) -> list[Path]:
@@ -58,9 +68,32 @@ def helpers(slug: str) -> list[Path]:
     return closure(imported(code_of(slug)))
 
 
+def fast_yaml(text: str) -> Any:
+    """Plain data of a YAML text, by the parser that knows no lines, which is in C. Raises ValueError."""
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise ValueError(f"not valid YAML: {error}") from None
+
+
+def card(slug: str) -> dict[str, Any]:
+    """A paper's card, to be read only: parsed and validated once for each content. Raises cards.CardError."""
+    file = paths.NOTEBOOKS / f"{slug}.yaml"
+    return _card(slug, file.read_text(encoding="utf-8")) if file.is_file() else cards.load(slug)
+
+
+@lru_cache(maxsize=128)
+def _card(slug: str, _text: str) -> dict[str, Any]:
+    return cards.load(slug)
+
+
 def substrates(slug: str) -> list[Path]:
     """Folders of the prepared assets and trained models that a paper's card lists."""
-    names = cards.load(slug)["substrate"]
+    file = paths.NOTEBOOKS / f"{slug}.yaml"
+    try:
+        names = fast_yaml(file.read_text(encoding="utf-8"))["substrate"]
+    except (OSError, ValueError, KeyError, TypeError):
+        names = cards.load(slug)["substrate"]  # which says what is wrong
     return [paths.MODELS / n if n in trained() else paths.PREPARED / n for n in names]
 
 

@@ -19,11 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from layerbook import cards, paths, progress, record, runner
+from layerbook import cards, deps, paths, progress, record, runner
 
 SECONDS, MEMORY_MB = 120.0, 3000  # assumed of a paper that has no record yet
+STATUS = ("status", "--json")
 SHARE = 0.9  # of the free memory may be promised to papers that run
 
 
@@ -106,10 +105,12 @@ def gpus() -> list[str]:
 
 def execute(jobs: Sequence[Job], at_once: int, warm: bool, show: progress.Display) -> list[Done]:
     """Run the jobs, at most `at_once` together; an interrupt ends those that run and returns what is finished."""
+    if not jobs:
+        return []
     from layerbook import kernels
 
     warm = warm and kernels.available()
-    if warm and jobs:
+    if warm:
         kernels.start_parent()
     threads = max(1, (os.cpu_count() or 1) // at_once) if at_once > 1 else None
     memory, slots = SHARE * free_memory_mb(), gpus() if any(j.gpus for j in jobs) else []
@@ -158,32 +159,45 @@ def _one(job: Job, warm: bool, threads: int | None, env: dict[str, str]) -> Done
 
 def dvc(*arguments: str) -> str:
     """Run a DVC command in the checkout and return what it printed. Raises RunError with its message and what to do."""
-    environment = dict(os.environ) | {"DVC_NO_ANALYTICS": "1"}
-    out = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=paths.ROOT, capture_output=True, text=True, check=False,
-                         env=environment)
-    if out.returncode:
-        text = (out.stderr + out.stdout).strip()
+    return answer(ask(*arguments))
+
+
+def ask(*arguments: str) -> subprocess.Popen[str]:
+    """Start a DVC command in the checkout; `answer` waits for it."""
+    return subprocess.Popen([sys.executable, "-m", "dvc", *arguments], cwd=paths.ROOT, stdout=subprocess.PIPE, text=True,
+                            stderr=subprocess.PIPE, env=dict(os.environ) | {"DVC_NO_ANALYTICS": "1"})
+
+
+def answer(asked: subprocess.Popen[str]) -> str:
+    """What a DVC command printed. Raises RunError with its message and what to do."""
+    out, errors = asked.communicate()
+    if asked.returncode:
+        text = (errors + out).strip()
         hint = "another DVC process is at work; wait for it and run this again" if "lock" in text else "see above"
-        raise runner.RunError(f"dvc {' '.join(arguments)} failed: {text}\n{hint}; results that were computed are kept")
-    return out.stdout
+        raise runner.RunError(f"dvc {' '.join(asked.args[3:])} failed: {text}\n{hint}; results that were computed are kept")
+    return out
 
 
 def stages() -> dict[str, Any]:
     """The stages of dvc.yaml; empty when there is none."""
     file = paths.ROOT / "dvc.yaml"
-    return (YAML(typ="safe").load(file.read_text(encoding="utf-8")) or {}).get("stages", {}) if file.is_file() else {}
+    return (deps.fast_yaml(file.read_text(encoding="utf-8")) or {}).get("stages", {}) if file.is_file() else {}
 
 
-def differing() -> list[str]:
-    """Stages in which DVC sees a difference, after prepared data and trained networks were brought up to date."""
+def differing(asked: subprocess.Popen[str] | None = None) -> list[str]:
+    """Stages in which DVC sees a difference, after prepared data and trained networks were brought up to date.
+
+    Args:
+        asked: a `dvc status --json` that was started before.
+    """
     if not stages():
         return []
-    found = json.loads(dvc("status", "--json") or "{}")
+    found = json.loads((answer(asked) if asked else dvc(*STATUS)) or "{}")
     before = [n for n in found if n.startswith(("prepare-", "train-"))]
     if before:
         dvc("repro", "-q", *before)
-        found = json.loads(dvc("status", "--json") or "{}")
-    return [n for n in found if not n.endswith(".dvc")]
+        found = json.loads(dvc(*STATUS) or "{}")
+    return [n for n, why in found.items() if "not in cache" not in json.dumps(why)]  # data/ has no cache: it is verified by hash
 
 
 def settle(finished: Sequence[str]) -> None:
@@ -191,13 +205,15 @@ def settle(finished: Sequence[str]) -> None:
     known = stages()
     papers = [s for s in cards.slugs() if s in known]
     fresh = [s for s in papers if s in finished or not stale(s, "cpu")]
-    report = known.get("report")
-    if len(fresh) == len(papers):
-        if report:  # before it is recorded: an interrupt in between must leave it stale
-            subprocess.run([sys.executable, *report["cmd"].split()[1:]], cwd=paths.ROOT, check=True)
-        dvc("commit", "-q", "-f", *(n for n in known if not n.startswith(("prepare-", "train-"))))
-    elif fresh:
-        dvc("commit", "-q", "-f", *fresh)
+    if len(fresh) < len(papers):
+        if fresh:
+            dvc("commit", "-q", "-f", *fresh)
+        return
+    if "report" in known:  # before it is recorded: an interrupt in between must leave it stale
+        subprocess.run([sys.executable, *known["report"]["cmd"].split()[1:]], cwd=paths.ROOT, check=True)
+    others = set(differing()) - {*papers, "report"}
+    # Without names, one pass records all; with them, dvc.lock is written once for each, and nothing else can slip in.
+    dvc("commit", "-q", "-f", *([n for n in known if n in papers or n == "report"] if others else []))
 
 
 @contextmanager
@@ -220,7 +236,13 @@ def run(slugs: Sequence[str] = (), tier: str = "cpu", at_once: int = 1, warm: bo
         runner.RunError: nothing could be run: another driver is at work, results cannot be written.
     """
     with runner.only_one("driver.lock", "another 'layerbook run' is at work here"), terminable():
-        different = differing()
+        asked = ask(*STATUS) if stages() else None  # while DVC looks around, so do we
+        if plan(slugs, tier) and warm and not cluster:
+            from layerbook import kernels
+
+            if kernels.available():
+                kernels.start_parent()
+        different = differing(asked)
         jobs = plan(slugs, tier, different)
         if jobs:
             runner.writable(tier)

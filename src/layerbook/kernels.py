@@ -8,14 +8,17 @@ seeds its own generators, and CUDA is never touched in the parent. POSIX only; e
 
 from __future__ import annotations
 
-import importlib.util
+import asyncio
 import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
+import types
 from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
@@ -26,6 +29,8 @@ from jupyter_client.provisioning import LocalProvisioner
 from nbclient import NotebookClient
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
+
+from layerbook import _warm
 
 WARM, COLD = "layerbook-warm", "python3"
 SPECS = Path(__file__).with_name("jupyter")  # found by Jupyter through JUPYTER_PATH
@@ -42,10 +47,11 @@ def available() -> bool:
 def start_parent() -> None:
     """Start the warm parent of this process unless it runs; its imports happen in the background."""
     with _starting:
-        old = {k: os.environ.get(k) for k in FIXED}
-        os.environ.update(FIXED)
+        settings = FIXED | {_warm.VARIABLE: "1"}
+        old = {k: os.environ.get(k) for k in settings}
+        os.environ.update(settings)
         try:
-            multiprocessing.set_forkserver_preload(["layerbook._preload"])
+            multiprocessing.set_forkserver_preload(["layerbook._warm"])
             forkserver.ensure_running()
         finally:
             for k, v in old.items():
@@ -66,31 +72,6 @@ def _path() -> list[str]:
     return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def _serve(arguments: list[str], cwd: str | None, environment: dict[str, str], path: list[str]) -> None:
-    """Become a kernel (in the forked child)."""
-    os.setsid()  # a group of its own, so that signals to it reach nobody else
-    os.close(forkserver._forkserver._forkserver_alive_fd)  # else the warm parent would outlive this book's process
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(cwd or ".")
-    sys.path[:] = path
-    sys.argv = [importlib.util.find_spec("ipykernel_launcher").origin, *arguments]
-    threads = environment.get("OMP_NUM_THREADS")
-    if threads:
-        import threadpoolctl
-        import torch
-
-        torch.set_num_threads(int(threads))
-        threadpoolctl.threadpool_limits(int(threads))
-    import matplotlib
-    from ipykernel.kernelapp import IPKernelApp
-
-    # A plain kernel chooses its backend before matplotlib is imported; here that is done already.
-    matplotlib.rcParams["backend"] = environment.get("MPLBACKEND") or "module://matplotlib_inline.backend_inline"
-    # The kernel ends when its warm parent does, and that one when this book's process ends, however it ends.
-    IPKernelApp.launch_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
-
-
 class Forked:
     """A forked kernel behind those methods of `subprocess.Popen` that Jupyter uses."""
 
@@ -98,8 +79,13 @@ class Forked:
 
     def __init__(self, arguments: list[str], cwd: str | None, environment: dict[str, str]) -> None:
         context = multiprocessing.get_context("forkserver")
-        self._process = context.Process(target=_serve, args=(arguments, cwd, environment, _path()), daemon=False)
-        self._process.start()
+        self._process = context.Process(target=_warm.serve, args=(arguments, cwd, environment, _path()), daemon=False)
+        with _starting:  # multiprocessing would run this process's main script again in the child; a kernel wants none of it
+            main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+            try:
+                self._process.start()
+            finally:
+                sys.modules["__main__"] = main
         self.pid = self._process.pid
 
     def poll(self) -> int | None:
@@ -133,8 +119,24 @@ class WarmProvisioner(LocalProvisioner):
         start_parent()
         arguments = cmd[cmd.index("-f"):]
         self.process = Forked(arguments, kwargs.get("cwd"), dict(kwargs.get("env") or os.environ) | FIXED)
-        self.pid = self.pgid = self.process.pid  # `_serve` makes the child the leader of its own group
+        self.pid = self.pgid = self.process.pid  # `_warm.serve` makes the child the leader of its own group
+        await self._listening()
         return self.connection_info
+
+    async def _listening(self, seconds: float = 5.0) -> None:
+        """Wait until the kernel has opened its last port: a client that comes too early tries again only much later."""
+        end = time.monotonic() + seconds
+        while self.process.poll() is None and time.monotonic() < end:
+            with socket.socket() as probe:
+                if probe.connect_ex((self.connection_info["ip"], self.connection_info["hb_port"])) == 0:
+                    return
+            await asyncio.sleep(0.01)
+
+    async def wait(self) -> int | None:
+        """Exit code once the kernel has ended; looked for more often than the base class does."""
+        while self.process and self.process.poll() is None:
+            await asyncio.sleep(0.01)
+        return await super().wait()
 
 
 class Notebooks(NBClientEngine):

@@ -73,7 +73,7 @@ def build(measurements: dict[str, Any], used: dict[str, str], seconds: float, no
     from layerbook import claims  # brings scipy: seconds that a check of hashes alone need not wait for
 
     slug, tier = measurements["paper"], measurements["tier"]
-    card = cards.load(slug)
+    card = deps.card(slug)
     result = claims.decide(card, measurements["measured"], measurements["gates"], tier, measurements["dry"])
     for row in result["claims"]:
         if measurements["units"].get(row["id"]):
@@ -175,7 +175,7 @@ def _redecide(slug: str, record: dict[str, Any]) -> list[str]:
     """Recompute every verdict from the stored values: an edited verdict cannot stay unseen."""
     from layerbook import claims
 
-    card = cards.load(slug)
+    card = deps.card(slug)
     tests = {c["id"]: claims.control_tests(c, {d["id"]: d for d in card["claims"]}) for c in card["claims"]}
     measured: dict[str, dict[str, list[float]]] = {}
     nan = lambda values: [math.nan if v is None else v for v in values]  # noqa: E731

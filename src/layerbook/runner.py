@@ -18,7 +18,7 @@ from typing import Any
 
 import nbformat
 
-from layerbook import cards, paths, record
+from layerbook import deps, paths, record
 
 MAX_BYTES = 400_000
 MEMORY_HINT = "it ran out of memory: close other programs, run fewer papers at once (-j 1) or use a smaller tier\n"
@@ -30,10 +30,8 @@ class RunError(RuntimeError):
 
 def parameters_of(slug: str, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
     """Parameters of a paper's stage: params.yaml under `papers.<slug>`, then `overrides`."""
-    from ruamel.yaml import YAML
-
     file = paths.ROOT / "params.yaml"
-    stored = YAML(typ="safe").load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    stored = deps.fast_yaml(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return dict((stored or {}).get("papers", {}).get(slug) or {}) | (overrides or {})
 
 
@@ -162,7 +160,7 @@ def run(slug: str, tier: str = "cpu", overrides: dict[str, Any] | None = None, w
     Raises:
         cards.CardError, RunError
     """
-    cards.load(slug)
+    deps.card(slug)  # refuses a card with faults
     if write and tier in record.TIERS:
         writable(tier)
     parameters, how = parameters_of(slug, overrides) | {"tier": tier}, {"warm": warm, "threads": threads, "env": env}
