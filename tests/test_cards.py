@@ -1,9 +1,9 @@
 """Cards: every fault is refused with the line it stands on."""
 
 import pytest
-from layerbook.toy import CARD
 
 from layerbook import cards
+from layerbook.toy import CARD
 
 
 def refused(house, old: str, new: str) -> str:
