@@ -176,12 +176,16 @@ def test_a_driver_killed_in_mid_run_loses_nothing_that_was_finished(many, shell)
     assert nothing_to_do(many, shell)
 
 
-def test_an_interrupt_is_orderly(many, shell):
+@pytest.mark.parametrize("ignored", [False, True])
+def test_an_interrupt_is_orderly(many, shell, ignored):
     many.paper("two", extra="import time; open('started', 'w').close(); time.sleep(60)")
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else None  # as a shell does for what it starts with &
     child = launch(many, "-j", "2")
+    if ignored:
+        signal.signal(signal.SIGINT, old)
     until(lambda: (many.root / "started").exists() and all((many.root / f"results/cpu/{s}.json").exists() for s in ("one", "toy")))
     child.send_signal(signal.SIGINT)
-    text = child.communicate(timeout=30)[0]
+    text = child.communicate(timeout=60)[0]
     assert child.returncode == 130 and "interrupted: what had finished is kept" in text
     state = json.loads(shell(sys.executable, "-m", "dvc", "status", "--json", cwd=many.root).stdout)
     assert "two" in state and "one" not in state  # what had finished is recorded, too

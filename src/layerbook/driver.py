@@ -218,15 +218,16 @@ def settle(finished: Sequence[str]) -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Treat SIGTERM like an interrupt, so that a cluster's or a service's stop is as orderly as Ctrl-C."""
+    """Treat SIGTERM like Ctrl-C, and Ctrl-C as such even where a background shell had it ignored: both end in good order."""
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    old = signal.signal(signal.SIGTERM, stop)
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def run(slugs: Sequence[str] = (), tier: str = "cpu", at_once: int = 1, warm: bool = True, cluster: bool = False) -> int:
