@@ -99,7 +99,12 @@ def substrates(slug: str) -> list[Path]:
 
 def trained() -> dict[str, str]:
     """Trained small networks: name -> the module whose `main` trains it."""
-    return {"tiny-gpt2": "layerbook.tinygpt"}
+    return {"depth-pair": "layerbook.depthpair", "tiny-gpt2": "layerbook.tinygpt"}
+
+
+def read_by(network: str) -> list[str]:
+    """Prepared assets that the training of a small network reads."""
+    return {"depth-pair": ["web-bible"]}.get(network, [])
 
 
 def of_paper(slug: str) -> list[str]:

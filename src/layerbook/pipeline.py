@@ -33,7 +33,7 @@ def stages() -> dict[str, Any]:
         out[f"train-{name}"] = {
             "desc": f"train the small network {name}",
             "cmd": f"python -m {module} {folder}",
-            "deps": _modules(module),
+            "deps": sorted([*_modules(module), *(f"build/prepared/{asset}" for asset in deps.read_by(name))]),
             "outs": [{folder: {"cache": False, "persist": True}}],
         }
     out |= {slug: of_paper(slug) for slug in cards.slugs()}
