@@ -98,7 +98,7 @@ def summary(papers: list[Paper]) -> str:
     for role in ("identity", "control"):
         good = [c["verdict"] == "reproduced" for c in rows if c["role"] == role and c["verdict"] != "not tested"]
         held[role] = f"{sum(good)} of {len(good)}"
-    matched = sum(bool(c["matched"]) for c in rows)
+    matched = sum(c["verdict"] == "reproduced" and bool(c["matched"]) for c in rows)
     return (
         f'<p class="lb-lead"><b>{len(papers)}</b> {"paper" if len(papers) == 1 else "papers"}, '
         f'<b>{proper.total()}</b> claims, decided by statistics:</p>\n\n<div class="lb-tiles">{tiles}</div>\n\n'

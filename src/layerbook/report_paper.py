@@ -95,15 +95,19 @@ def _verdict_rows(claims: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
 
 def rival_note(claim: dict[str, Any]) -> str:
     """A badge beside the verdict when the dull rival passes the same test."""
-    return f' <span class="lb-badge lb-rival">so does dull rival {claim["matched"]}</span>' if claim["matched"] else ""
+    if not claim["matched"]:
+        return ""
+    text = "so does dull rival" if claim["verdict"] == "reproduced" else "unlike dull rival"
+    return f' <span class="lb-badge lb-rival">{text} {claim["matched"]}</span>'
 
 
 def _rival_alert(paper: Paper, tier: str) -> str:
     rows = paper.claims(tier)
     statements = {c["id"]: c["statement"] for c in rows}
     items = [
-        f"<li><b>{c['id']} is {c['verdict']}, but so is its dull rival {c['matched']}:</b> "
-        f"{h.inline(statements[c['matched']])}</li>"
+        f"<li><b>{c['id']} is {c['verdict']}, "
+        f"{'but so is its' if c['verdict'] == 'reproduced' else 'while the same tests are passed by its'} "
+        f"dull rival {c['matched']}:</b> {h.inline(statements[c['matched']])}</li>"
         for c in rows
         if c["matched"]
     ]
