@@ -339,6 +339,22 @@ def test_originals_are_unzipped_and_refused_when_wrong(world: World, server) -> 
     assert world.state()["clothes/images"][2] == ALL["clothes/images"]
 
 
+def test_a_package_can_be_kept_whole(world: World) -> None:
+    content = wheel({"code/module.py": b"x = 1"})
+    world.packages["specimen"] = content
+    world.entries["specimen"] = world.entries["model"] | {
+        "to": "box/specimen", "package": "specimen", "client": "pip", "whole": True, "gzip": False,
+        "files": {"specimen-1.0.whl": [len(content), hashlib.sha256(content).hexdigest()]},
+    }  # fmt: skip
+    world.write()
+    world.fetch("specimen")
+    assert (world.data / "box/specimen/specimen-1.0.whl").read_bytes() == content
+    (world.data / "box/specimen/specimen-1.0.whl").write_bytes(content[:-1])
+    world.packages["specimen"] = content + b"more"
+    with pytest.raises(AssetError, match="not the listed file"):
+        world.fetch("specimen")
+
+
 def test_too_little_room_is_said_before_anything_is_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 4000))
     with pytest.raises(AssetError, match="no space left: .* needs about"):

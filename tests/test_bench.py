@@ -62,3 +62,14 @@ def test_the_small_pipeline_is_a_pipeline(house, shell):
         assert "paper-00:" in done.stdout and "paper-01:" in done.stdout
         assert "transformers" in (root / "notebooks/paper-01.ipynb").read_text()
     assert not root.exists()
+
+
+def test_what_was_measured_before_a_failure_is_kept(house, parts, monkeypatch):
+    def stops():
+        raise RuntimeError("stopped")
+        yield
+
+    monkeypatch.setitem(bench.PARTS, "second", stops)
+    with pytest.raises(RuntimeError, match="stopped"):
+        bench.main([])
+    assert [r["part"] for r in stored(house)] == ["first"]

@@ -81,8 +81,6 @@ def test_token_nats_are_those_of_the_next_token():
 def test_the_command_writes_two_loadable_networks_and_refuses_poor_ones(tmp_path, books, monkeypatch, capsys, threads):
     monkeypatch.setattr(inputs, "bible", lambda: books)
     monkeypatch.setattr(depthpair, "Recipe", lambda **kw: type(TINY)(**{**vars(TINY), **kw}))
-    monkeypatch.setattr(depthpair.Recipe, "seed", 0, raising=False)
-    monkeypatch.setattr(depthpair.Recipe, "steps", 3, raising=False)
     assert depthpair.main([str(tmp_path / "a"), "--steps", "2"]) == 1  # two steps do not beat a bigram model
     assert "nothing may be concluded" in capsys.readouterr().err
     assert depthpair.main([str(tmp_path / "b"), "--steps", "2"]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -309,10 +310,28 @@ def test_data_sets_are_what_they_say(tmp_path: Path) -> None:
     assert bible["Revelation of John"][-1] == "The grace of the Lord Jesus Christ be with all the saints. Amen."
     assert min(bible["John"], key=len) == "Jesus wept."
     assert not any(set(verse) & set("<>&{}[]") or "  " in verse for book in bible.values() for verse in book)
+    packages = ("django", "networkx", "sympy")
+    code = {package: json.loads((made[f"python-{package}"] / "sources.json").read_text()) for package in packages}
+    assert {package: len(modules) for package, modules in code.items()} == {"django": 883, "networkx": 288, "sympy": 855}
+    assert not any("tests" in module.split("/") for modules in code.values() for module in modules)
+    assert inputs.python_code("networkx", made["python-networkx"])["networkx/classes/graph.py"].count("\nclass Graph") == 1
+    ast.parse(code["sympy"]["sympy/core/basic.py"])
     from sklearn.datasets import load_sample_image
 
     photos = inputs.photos(made["sklearn-photos"])
     assert all(np.array_equal(photos[name], load_sample_image(f"{name}.jpg")) for name in ("china", "flower"))
+
+
+@real_data
+def test_minilm_knows_what_belongs_together() -> None:
+    """Two of three sentences say nearly the same: mean states of the encoder, as its card prescribes."""
+    model, tokenizer = inputs.encoder("minilm")
+    batch = tokenizer(["A man is eating food.", "Someone has a meal.", "The stock market fell."], return_tensors="pt", padding=True)
+    mask = batch.attention_mask[..., None]
+    mean = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+    near, far, other = (torch.cosine_similarity(mean[a], mean[b], dim=0).item() for a, b in ((0, 1), (0, 2), (1, 2)))
+    assert near > 0.5 > 0.2 > max(far, other)
+    assert model.config.num_hidden_layers == 6 and not any(p.requires_grad for p in model.parameters())
 
 
 def test_missing_and_damaged_inputs_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,6 +342,8 @@ def test_missing_and_damaged_inputs_say_what_to_do(tmp_path: Path, monkeypatch: 
         inputs.photos,
         inputs.bible,
         lambda: inputs.causal_lm("smollm2"),
+        lambda: inputs.encoder("minilm"),
+        lambda: inputs.python_code("django"),
     ):
         with pytest.raises(inputs.InputError, match=r"missing\. Make it with: python -m layerbook\.assets fetch"):
             load()

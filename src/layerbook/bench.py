@@ -117,21 +117,35 @@ def book() -> Iterator[dict[str, Any]]:
     yield row("book build", ("from nothing", fresh), ("nothing changed", again))
 
 
-def suites() -> Iterator[dict[str, Any]]:
-    """The slow parts of the test suite, as CI runs them and in the plain way."""
-    quiet, parallel = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], ["-n", "2", "--dist", "loadfile"]
-    published = [str(p) for p in sorted(paths.RESULTS.glob("*/*.ipynb"))]
-    nbval = [*quiet, "--nbval-lax", "--nbval-cell-timeout=300", *published]
+QUIET = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+PARALLEL = ["-n", "2", "--dist", "loadfile"]
+
+
+def published() -> Iterator[dict[str, Any]]:
+    """The check of the published notebooks, as CI runs it and in the plain way."""
+    nbval = [*QUIET, "--nbval-lax", "--nbval-cell-timeout=300", *(str(p) for p in sorted(paths.RESULTS.glob("*/*.ipynb")))]
     smoke = {"LAYERBOOK_TIER": "smoke", "OMP_NUM_THREADS": "1", "JUPYTER_PATH": str(paths.ROOT / "src/layerbook/jupyter")}
     plain = seconds([*nbval, "--nbval-current-env"], paths.ROOT, **smoke)
-    warm = seconds([*nbval, "--nbval-kernel-name", "layerbook-warm", *parallel], paths.ROOT, **smoke)
+    warm = seconds([*nbval, "--nbval-kernel-name", "layerbook-warm", *PARALLEL], paths.ROOT, **smoke)
     yield row("published notebooks, smoke tier", ("plain kernels, one process", plain), ("warm kernels, two processes", warm))
-    unit, one = [*quiet, "tests"], {"OMP_NUM_THREADS": "1", "LAYERBOOK_TIER": ""}
+
+
+def suite() -> Iterator[dict[str, Any]]:
+    """All other tests, in two processes as CI runs them and in one."""
+    unit, one = [*QUIET, "tests"], {"OMP_NUM_THREADS": "1", "LAYERBOOK_TIER": ""}
     yield row("all other tests", ("one process", seconds(unit, paths.ROOT, **one)),
-              ("two processes", seconds([*unit, *parallel], paths.ROOT, **one)))
+              ("two processes", seconds([*unit, *PARALLEL], paths.ROOT, **one)))
 
 
-PARTS: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {"notebooks": notebooks, "runs": runs, "book": book, "suites": suites}
+def quantizers() -> Iterator[dict[str, Any]]:
+    """The shared quantizers against the libraries that do the same."""
+    from layerbook import bench_quantizers  # torch, which the other parts leave to the processes that they start
+
+    yield from bench_quantizers.quantizers()
+
+
+PARTS: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {"notebooks": notebooks, "runs": runs, "book": book,
+                                                            "published": published, "suite": suite, "quantizers": quantizers}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -142,6 +156,16 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(f"{r['name']:46} {r['baseline']:>36} {r['baseline_seconds']:8.2f}   {r['ours']:<28} {r['ours_seconds']:7.2f} "
                      f"{r['ratio']:7.2f}{goal}")
     return "\n".join(lines)
+
+
+def store(rows: list[dict[str, Any]]) -> None:
+    """Put the rows of one part in the place of its former ones, which are dropped if another machine measured them."""
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
+    former = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
+    kept = former.get("rows", []) if former.get("machine") == machine else []
+    kept = [r for r in kept if r["part"] in PARTS and r["part"] != rows[0]["part"]]
+    ordered = sorted([*kept, *rows], key=lambda r: list(PARTS).index(r["part"]))
+    record.replace(FILE, (json.dumps({"machine": machine, "rows": ordered}, indent=1) + "\n").encode())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -161,13 +185,8 @@ def main(arguments: list[str] | None = None) -> int:
         for found in PARTS[name]():
             rows.append({"part": name} | found)
             print(table([found]).splitlines()[1], flush=True)
+        store([r for r in rows if r["part"] == name])  # at once: a later part that is stopped takes nothing with it
     print("\n" + table(rows))
-    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
-    former = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
-    if former.get("machine") == machine:  # figures of another machine do not stand beside ours
-        parts = {r["part"]: [q for q in former["rows"] if q["part"] == r["part"]] for r in former["rows"]}
-        rows = [r for part in PARTS for r in ([q for q in rows if q["part"] == part] or parts.get(part, []))]
-    record.replace(FILE, (json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n").encode())
     return 0 if all(r["met"] in (None, True) for r in rows) else 1
 
 

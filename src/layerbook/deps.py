@@ -99,12 +99,13 @@ def substrates(slug: str) -> list[Path]:
 
 def trained() -> dict[str, str]:
     """Trained small networks: name -> the module whose `main` trains it."""
-    return {"depth-pair": "layerbook.depthpair", "tiny-gpt2": "layerbook.tinygpt"}
+    return {"depth-pair": "layerbook.depthpair", "fact-world": "layerbook.factworld",
+            "tiny-gpt2": "layerbook.tinygpt", "tuned-pair": "layerbook.tunedpair"}
 
 
 def read_by(network: str) -> list[str]:
     """Prepared assets that the training of a small network reads."""
-    return {"depth-pair": ["web-bible"]}.get(network, [])
+    return {"depth-pair": ["web-bible"], "tuned-pair": ["web-bible"]}.get(network, [])
 
 
 def of_paper(slug: str) -> list[str]:

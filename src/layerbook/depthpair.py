@@ -7,11 +7,7 @@ text that neither network has seen. Vocabulary: byte-level BPE, learnt from the 
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import sys
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerbook import inputs
+from layerbook import inputs, training
 
 NAMES = ("shallow", "deep")
 # Narrative, poetry, prophecy, gospel and letters, each long enough for a few thousand tokens.
@@ -99,25 +95,14 @@ def train(recipe: Recipe, layers: int, ids: Tensor) -> tuple[Any, list[float]]:
     Windows are drawn by the recipe's seed alone, so that networks of any depth see the same ones in the same order.
     """
     model = build(recipe, layers)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
-    )
-    warmup = max(1, recipe.steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: min((i + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1.0, i / recipe.steps))))
-    )
-    offsets, curve = torch.arange(recipe.context), []
-    for _ in range(recipe.steps):
+    generator, offsets = torch.Generator().manual_seed(recipe.seed), torch.arange(recipe.context)
+
+    def loss_of(step: int) -> Tensor:
         starts = torch.randint(len(ids) - recipe.context + 1, (recipe.batch, 1), generator=generator)
-        loss = token_nats(model, ids[starts + offsets]).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        curve.append(loss.item())
-    return model.eval().requires_grad_(False), curve
+        return token_nats(model, ids[starts + offsets]).mean()
+
+    schedule = training.Schedule(recipe.steps, recipe.learning_rate, recipe.weight_decay)
+    return model, training.fit(model, loss_of, schedule)
 
 
 def baselines(ids: Sequence[int], batch: Tensor, size: int) -> dict[str, list[float]]:
@@ -150,38 +135,14 @@ def examine(models: Mapping[str, Any], tokenizer: Any, train_ids: Sequence[int],
     return table
 
 
-def save(models: Mapping[str, Any], tokenizer: Any, card: dict[str, Any], folder: Path) -> None:
-    """Write each network with its tokenizer into a folder of its own below `folder`, and the card last."""
-    from transformers import PreTrainedTokenizerFast
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    (folder / "card.json").unlink(missing_ok=True)  # a folder without a card was not finished
-    for name, model in models.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(folder / name)
-        (folder / name / "generation_config.json").unlink(missing_ok=True)  # nothing is generated with it
-        (folder / name / "model.safetensors").chmod(0o644)
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(folder / name)
-    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Train, save and report; exit status 1 when the quality gate is not met."""
-    parser = argparse.ArgumentParser(prog="python -m layerbook.depthpair", description=__doc__.splitlines()[0])
-    parser.add_argument("outdir", type=Path, help="folder to write (results/models/depth-pair in this checkout)")
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
-    options = parser.parse_args(argv)
-    torch.set_num_threads(2)  # sums are ordered by thread: a fixed number keeps the weights reproducible
-    recipe = Recipe(seed=options.seed, steps=options.steps)
+def make(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Train both networks on the prepared Bible and write them below `folder`; returns the card."""
     text, held = texts(inputs.bible())
     tokenizer = learn_tokenizer(text, recipe.vocabulary)
     ids = tokenizer.encode(text).ids
-    models, curves, began = {}, {}, time.perf_counter()
+    models, curves = {}, {}
     for name, layers in zip(NAMES, recipe.depths, strict=True):
         models[name], curves[name] = train(recipe, layers, torch.tensor(ids))
-    print(f"depth-pair: trained in {time.perf_counter() - began:.0f} s", file=sys.stderr)
     table = examine(models, tokenizer, ids, held, recipe)
     margin = min(scores["bigram"] - scores[name] for scores in table.values() for name in NAMES)
     card = {
@@ -198,11 +159,13 @@ def main(argv: list[str] | None = None) -> int:
         "held_out_nats": table,
         "gate": {"least_nats_below_bigram": recipe.gate, "worst": round(margin, 4), "passed": margin >= recipe.gate},
     }
-    save(models, tokenizer, card, options.outdir)
-    print(f"depth-pair: {margin:.3f} nats or more below the bigram model on every held-out book")
-    if not card["gate"]["passed"]:
-        print(f"depth-pair: below the gate of {recipe.gate}; nothing may be concluded from it", file=sys.stderr)
-    return 0 if card["gate"]["passed"] else 1
+    training.save(models, card, folder, tokenizer)
+    return card
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, save and report; exit status 1 when the quality gate is not met."""
+    return training.main("depth-pair", Recipe(), make, argv)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,12 @@ def bible(path: str | Path | None = None) -> dict[str, list[str]]:
     return json.loads(found.read_text(encoding="utf-8"))
 
 
+def python_code(package: str, path: str | Path | None = None) -> dict[str, str]:
+    """Source of a Python package ("django", "networkx" or "sympy"): path of each module -> its text, sorted by path."""
+    found = _prepared(f"python-{package}", path, "sources.json")
+    return json.loads(found.read_text(encoding="utf-8"))
+
+
 def _hush() -> None:
     """Keep loading bars and advisory warnings out of notebooks; a terminal keeps its download bars."""
     from huggingface_hub.utils import disable_progress_bars
@@ -79,8 +85,8 @@ def find_model(name: str | Path) -> str:
     for folder in (Path(name).expanduser(), paths.PREPARED / name, paths.MODELS / name):
         if (folder / "config.json").is_file():
             return str(folder)
-    if str(name) == "smollm2":
-        _prepared("smollm2", None, "config.json")
+    if str(name) in ("smollm2", "minilm"):
+        _prepared(str(name), None, "config.json")
     if Path(name).expanduser().is_dir():
         raise InputError(f"model folder {name} holds no config.json: it is not a Hugging Face model folder")
     return str(name)
@@ -125,27 +131,34 @@ def check_model(name: str | Path) -> Any:
     return _from_pretrained(AutoConfig, name)
 
 
-def causal_lm(
-    source: Any,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device | None = None,
-    attn_implementation: str = "eager",
-) -> tuple[Any, Any]:
-    """Load a causal language model and its tokenizer, frozen and in evaluation mode.
-
-    source: a run (its `model` parameter and device are used), "smollm2", a model folder or a Hugging Face id.
-    Attention is eager by default: only that implementation returns attention weights.
-    Returns (model, tokenizer); raises InputError for a model that cannot be had.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _load(kind: str, source: Any, dtype: torch.dtype, device: str | torch.device | None, attention: str) -> tuple[Any, Any]:
+    """Model of the class transformers.<kind> and its tokenizer; `source` as in `causal_lm`."""
+    import transformers
 
     if hasattr(source, "params"):
         device = device if device is not None else source.device
         run, source = source, source.params["model"]
         if source in run.card["substrate"]:
             run.input(source)  # so that the record names it
-    tokenizer = _from_pretrained(AutoTokenizer, source)
-    model = _from_pretrained(AutoModelForCausalLM, source, dtype=dtype, attn_implementation=attn_implementation)
+    tokenizer = _from_pretrained(transformers.AutoTokenizer, source)
+    model = _from_pretrained(getattr(transformers, kind), source, dtype=dtype, attn_implementation=attention)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.to(device or "cpu").eval().requires_grad_(False), tokenizer
+
+
+def causal_lm(source: Any, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None,
+              attn_implementation: str = "eager") -> tuple[Any, Any]:
+    """Load a causal language model and its tokenizer, frozen and in evaluation mode.
+
+    source: a run (its `model` parameter and device are used), "smollm2", a model folder or a Hugging Face id.
+    Attention is eager by default: only that implementation returns attention weights.
+    Returns (model, tokenizer); raises InputError for a model that cannot be had.
+    """
+    return _load("AutoModelForCausalLM", source, dtype, device, attn_implementation)
+
+
+def encoder(source: Any, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None,
+            attn_implementation: str = "eager") -> tuple[Any, Any]:
+    """Load a network without its head, such as "minilm", and its tokenizer; otherwise as `causal_lm`."""
+    return _load("AutoModel", source, dtype, device, attn_implementation)

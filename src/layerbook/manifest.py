@@ -44,6 +44,7 @@ class Asset:
     files: tuple[File, ...]
     archive: str | None = None
     gzip: bool = False
+    whole: bool = False
 
     @property
     def size(self) -> int:

@@ -114,6 +114,7 @@ class Run:
         self._units: dict[str, list[str]] = {}
         self._gates: dict[str, list[float]] = {}
         self._findings: list[dict[str, Any]] = []
+        self._profiles: list[dict[str, Any]] = []
         self._inputs: dict[str, str] = {}
         self.reseed(self.seed)
         threads = os.environ.get("LAYERBOOK_THREADS")
@@ -193,6 +194,10 @@ class Run:
         """Report a measured quantity that carries no verdict."""
         self._findings.append(claims.finding(name, statement, self._numbers(name, values)))
 
+    def profile(self, name: str, statement: str, values: Sequence[float]) -> None:
+        """Report one number for each layer of the model, without verdict: the family's page sets them side by side."""
+        self._profiles.append({"name": name, "statement": statement, "values": self._numbers(name, values)})
+
     def fact(self, text: str, holds: Any) -> None:
         """Print a fact that must hold at every tier; its cell is compared on every re-execution."""
         print(f"{'holds' if bool(holds) else 'FAILS'}: {text}")
@@ -227,4 +232,5 @@ class Run:
             name = torch.cuda.get_device_name()
         return {"paper": self.slug, "tier": self.tier, "dry": self.dry, "device": name, **memory,
                 "parameters": self.params, "used": dict(sorted(self._inputs.items())), "measured": self._measured,
-                "units": self._units, "gates": self._gates, "findings": self._findings}
+                "units": self._units, "gates": self._gates, "findings": self._findings,
+                "profiles": self._profiles}

@@ -41,6 +41,7 @@ def stages() -> dict[str, Any]:
              if tier == "cpu" or record.file_of(s, tier, e).is_file()]
     trained = [f"results/models/{name}" for name in deps.trained()]
     listed = ["book/discussion", "book/references.bib", "book/toc.yml", *(f"notebooks/{s}.yaml" for s in cards.slugs())]
+    listed += [f"book/{f.name}" for f in sorted((paths.ROOT / "book").glob("family-*.md"))]
     measured = ["results/bench.json"] if (paths.RESULTS / "bench.json").is_file() else []
     out["report"] = {
         "desc": "executed notebooks and records into pages, tables and metrics",

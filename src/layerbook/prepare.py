@@ -13,8 +13,9 @@ import os
 import re
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,19 @@ def web_bible(raw: Path, out: Path) -> None:
     (out / "verses.json").write_text(text + "\n", encoding="utf-8")
 
 
+def minilm(raw: Path, out: Path) -> None:
+    """A Hugging Face model folder as it is."""
+    for file in (raw / "minilm").iterdir():
+        shutil.copyfile(file, out / file.name)
+
+
+def python_code(name: str, raw: Path, out: Path) -> None:
+    """A wheel -> sources.json: path of each module inside the package -> its source text, tests left out."""
+    with zipfile.ZipFile(next((raw / name).glob("*.whl"))) as archive:
+        modules = [n for n in archive.namelist() if n.endswith(".py") and "tests" not in Path(n).parts]
+        write_json({module: archive.read(module).decode("utf-8") for module in modules}, out / "sources.json")
+
+
 def sklearn_photos(raw: Path, out: Path) -> None:
     """Scikit-learn's two sample images -> photos.safetensors: china and flower, uint8 [427, 640, 3]."""
     from sklearn.datasets import load_sample_images
@@ -118,6 +132,8 @@ MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "fashion-mnist": fashion_mnist,
     "mnist": mnist,
     "web-bible": web_bible,
+    "minilm": minilm,
+    **{f"python-{package}": partial(python_code, f"python-{package}") for package in ("django", "networkx", "sympy")},
     PHOTOS: sklearn_photos,
 }
 

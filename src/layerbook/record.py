@@ -84,6 +84,7 @@ def build(measurements: dict[str, Any], used: dict[str, str], seconds: float, no
         "parameters": measurements["parameters"], "inputs": used,
         "notebook": {"path": f"results/{tier}/{slug}.ipynb", "sha256": hashlib.sha256(notebook).hexdigest()},
         "gates": result["gates"], "claims": result["claims"], "findings": measurements["findings"],
+        "profiles": measurements["profiles"],
     })
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from layerbook import report_bench, report_paper
+from layerbook import report_bench, report_family, report_paper
 from layerbook import report_html as h
 from layerbook.manifest import load as load_assets
 from layerbook.report_data import FAMILIES, PROPER, Paper, read_yaml
@@ -39,6 +39,8 @@ def fragments(root: Path, papers: list[Paper]) -> dict[str, str | bytes]:
         "results/overview.svg": h.overview([(family, _total(mine)) for family, mine in _by_family(papers)]),
         "results/metrics.json": json.dumps(metrics(papers), indent=1, sort_keys=True) + "\n",
     }
+    pages = [page for family in FAMILIES if (page := family_page(root, family))]
+    files |= {f"book/_generated/{page}.md": report_family.fragment(papers) for page in pages}
     pictures = {p.slug: thumbnail(root, p) for p in papers}
     return files | {f"book/_generated/thumb-{slug}.png": found[0] for slug, found in pictures.items() if found}
 
@@ -75,7 +77,8 @@ def toc(root: Path, papers: list[Paper]) -> str:
             parts.append(part)
             continue
         for family, mine in _by_family(papers):
-            chapters = []
+            page = family_page(root, family)
+            chapters: list[dict[str, Any]] = [{"file": page, "title": "One model, many measures"}] if page else []
             for p in mine:
                 chapter: dict[str, Any] = {"file": f"papers/{p.slug}", "title": p.short}
                 more = [{"file": f"papers/{p.slug}-{t}", "title": f"{p.short}: {t} run"} for t in p.records if t != p.main]
@@ -84,6 +87,12 @@ def toc(root: Path, papers: list[Paper]) -> str:
     text = io.StringIO()
     YAML().dump({**base, "parts": parts}, text)
     return text.getvalue()
+
+
+def family_page(root: Path, family: str) -> str:
+    """Name of the hand-written page that compares the measures of a family's papers; empty if there is none."""
+    name = f"family-{h.css(family)}"
+    return name if (root / "book" / f"{name}.md").is_file() else ""
 
 
 def summary(papers: list[Paper]) -> str:

@@ -12,6 +12,7 @@ from nbformat import NotebookNode
 
 from layerbook import report_html as h
 from layerbook.report_data import BookError, Paper
+from layerbook.tables import gate_state
 
 CAPTIONS = {
     "parameters": "The notebook's own defaults.",
@@ -162,8 +163,7 @@ def _header(paper: Paper, tier: str, title: str, idea: str) -> str:
             f"what must fail the same tests</summary>{inner}</details>"
         )
     for gate in record.get("gates") or []:
-        state = "met" if gate["met"] else "not met"
-        parts.append(f'<p class="lb-gate">Precondition {gate["id"]}, {state}: {h.inline(gate["statement"])}</p>')
+        parts.append(f'<p class="lb-gate">Precondition {gate["id"]}, {gate_state(gate)}: {h.inline(gate["statement"])}</p>')
     parts.append(_findings(record))
     if why := _discussion(paper, tier):
         parts.append(f"## What did not come out\n\n{why}")

@@ -53,13 +53,19 @@ def registered(card: Mapping[str, Any]) -> str:
     return table(["id", "kind", "claim", "in the paper", "test", "unit", "tier"], rows, "registered claims")
 
 
+def gate_state(gate: Mapping[str, Any]) -> str:
+    """What is said of a gate: one that only a larger tier measures is not called unmet."""
+    return "met" if gate["met"] else "not met" if gate["values"] else "not measured at this tier"
+
+
 def verdicts(card: Mapping[str, Any], result: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> str:
     """The verdicts of a run, its gates, and what it reports without a verdict."""
     rows = [[r["id"], badge(r["kind"], r["verdict"]), escape(r["test"]), number(r["estimate"]), span(r["interval"]),
              str(r["n"]), escape(r["reason"])] for r in result["claims"]]
     html = table(["id", "verdict", "test", "estimate", "interval", "n", "reason"], rows, "verdicts")
     if result["gates"]:
-        rows = [[g["id"], "met" if g["met"] else "not met", escape(g["statement"]), escape(g["reason"])] for g in result["gates"]]
+        rows = [[g["id"], gate_state(g), escape(g["statement"]), escape(g["reason"] if g["values"] else "")]
+                for g in result["gates"]]
         html += table(["gate", "", "statement", "measured"], rows, "gates")
     if findings:
         rows = [[escape(f["name"]), escape(f["statement"]), number(f["estimate"]), span(f["interval"]), str(f["n"])]

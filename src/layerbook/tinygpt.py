@@ -6,9 +6,6 @@ from the elements (LayerNorm, GELU) that the RMSNorm/SiLU network smollm2 lacks.
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import random
 import re
 import sys
@@ -17,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from layerbook import training
 
 # One template is one family of prompts. {a}, {b}: the two names in order of appearance; {s}: the one named again
 # (the giver). The sentence breaks off before the indirect object, which is the other name.
@@ -109,16 +109,9 @@ def train(recipe: Recipe) -> tuple[Any, list[float]]:
     Sentences of all templates share a batch, padded on the right, where a causal network cannot see it.
     """
     model, ids = build(recipe), vocabulary()
-    rng, (pairs, _) = random.Random(recipe.seed), name_pairs(recipe.seed)
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
-    )
-    warmup = max(1, recipe.steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: min((i + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1.0, i / recipe.steps))))
-    )
-    curve = []
-    for _ in range(recipe.steps):
+    rng, (pairs, _), curve = random.Random(recipe.seed), name_pairs(recipe.seed), []
+
+    def loss_of(step: int) -> Tensor:
         rows = [draw(rng, pairs, rng.choice(TEMPLATES), ids) for _ in range(recipe.batch)]
         batch = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
         logits, wanted = model(input_ids=batch[:, :-1].clamp(min=0)).logits, batch[:, 1:]
@@ -126,14 +119,11 @@ def train(recipe: Recipe) -> tuple[Any, list[float]]:
             logits.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED
         )
         answer = nats[torch.arange(len(rows)), torch.tensor([len(r) - 2 for r in rows])].mean()
-        loss = answer + recipe.sentence_weight * nats.sum() / (wanted != IGNORED).sum()
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
         curve.append(answer.item())
-    return model.eval().requires_grad_(False), curve
+        return answer + recipe.sentence_weight * nats.sum() / (wanted != IGNORED).sum()
+
+    training.fit(model, loss_of, training.Schedule(recipe.steps, recipe.learning_rate, recipe.weight_decay))
+    return model, curve
 
 
 @torch.no_grad()
@@ -144,21 +134,14 @@ def accuracy(model: Any, recipe: Recipe, n: int = 100) -> list[float]:
     return [(model(input_ids=b[:, :-1]).logits[:, -1].argmax(-1) == b[:, -1]).float().mean().item() for b in batches]
 
 
-def save(model: Any, recipe: Recipe, curve: list[float], folder: Path) -> dict[str, Any]:
-    """Write network, word-level tokenizer, vocabulary and card into `folder`; returns the card."""
+def save(model: Any, curve: list[float], recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Write network, word-level tokenizer and card into `folder`; returns the card."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    (folder / "generation_config.json").unlink(missing_ok=True)  # nothing is generated with it
     tokenizer = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN, pad_token=UNKNOWN).save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary(), indent=0) + "\n", encoding="utf-8")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN, pad_token=UNKNOWN)
     scores = accuracy(model, recipe)
     card = {
         "name": "tiny-gpt2",
@@ -173,25 +156,18 @@ def save(model: Any, recipe: Recipe, curve: list[float], folder: Path) -> dict[s
         "held_out_pair_accuracy": {t: round(s, 4) for t, s in zip(TEMPLATES, scores, strict=True)},
         "gate": {"least_accuracy": recipe.gate, "passed": min(scores) >= recipe.gate},
     }
-    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    training.save({"": model}, card, folder, tokenizer)
     return card
+
+
+def make(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Train the network and write it into `folder`; returns the card."""
+    return save(*train(recipe), recipe, folder)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train, save and report; exit status 1 when the quality gate is not met."""
-    parser = argparse.ArgumentParser(prog="python -m layerbook.tinygpt", description=__doc__.splitlines()[0])
-    parser.add_argument("outdir", type=Path, help="folder to write (results/models/tiny-gpt2 in this checkout)")
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
-    options = parser.parse_args(argv)
-    torch.set_num_threads(2)  # sums are ordered by thread: a fixed number keeps the weights reproducible
-    recipe = Recipe(seed=options.seed, steps=options.steps)
-    model, curve = train(recipe)
-    card = save(model, recipe, curve, options.outdir)
-    print(f"tiny-gpt2: accuracy on held-out name pairs {min(card['held_out_pair_accuracy'].values()):.3f} or better")
-    if not card["gate"]["passed"]:
-        print(f"tiny-gpt2: below the gate of {recipe.gate}; nothing may be concluded from it", file=sys.stderr)
-    return 0 if card["gate"]["passed"] else 1
+    return training.main("tiny-gpt2", Recipe(), make, argv)
 
 
 if __name__ == "__main__":

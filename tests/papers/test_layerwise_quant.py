@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from layerbook import cards, claims, method
+from layerbook import bits as storage
+from layerbook import cards, claims, gptq, method, sweeps
+from layerbook import quantizers as q
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,9 +31,20 @@ def tiny_llama(layers=6, seed=0, **changes):
     return LlamaForCausalLM(config).eval()
 
 
+def rounded(lq, w, bits, group):
+    """The weights that the notebook's quantiser makes of `w`."""
+    return q.decode(*lq.quantize(w, bits, group))
+
+
+def scale_and_low(w, bits):
+    """Scale and offset [out, 1] of one group a row."""
+    grid = q.fit(w, bits, axis=0, offset=True, stored=torch.float16)
+    return grid.scale, grid.offset
+
+
 def two_bits(lq, net):
     """A bank with every layer of `net` rounded to 2 bits."""
-    return {i: {name: lq.dequantize(*lq.quantize(m.weight, 2, 32)) for name, m in block.items()}
+    return {i: {name: rounded(lq, m.weight, 2, 32) for name, m in block.items()}
             for i, block in enumerate(lq.blocks(net))}
 
 
@@ -52,18 +65,19 @@ def brute_force(w, bits, group):
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_rounding_equals_a_brute_force_in_float64(lq, bits):
     w = np.random.default_rng(bits).standard_normal((5, 128))
-    ours = lq.dequantize(*lq.quantize(torch.from_numpy(w), bits, 64)).numpy()
+    ours = rounded(lq, torch.from_numpy(w), bits, 64).numpy()
     np.testing.assert_allclose(ours, brute_force(w, bits, 64), atol=1e-12)
 
 
 @pytest.mark.parametrize(("bits", "group"), [(2, 32), (3, 64), (4, 32)])
 def test_rounding_equals_torchs_fake_quantisation(lq, bits, group):
     w = torch.randn(8, 128, generator=torch.Generator().manual_seed(1))
-    codes, scale, low = lq.quantize(w, bits, group)
+    codes, grid = lq.quantize(w, bits, group)
+    scale, low = grid.scale, grid.offset
     rows = w.view(-1, group) - low.view(-1, 1)
     theirs = torch.fake_quantize_per_channel_affine(
         rows, scale.flatten(), torch.zeros(len(rows), dtype=torch.int32), 0, 0, 2**bits - 1) + low.view(-1, 1)
-    off = (lq.dequantize(codes, scale, low).view(-1, group) - theirs).abs()
+    off = (q.decode(codes, grid).view(-1, group) - theirs).abs()
     assert (off > 1e-6).double().mean() < 0.002  # halves may fall either way, by one step
     assert off.max() <= scale.max() * 1.001
 
@@ -71,7 +85,7 @@ def test_rounding_equals_torchs_fake_quantisation(lq, bits, group):
 def test_rounding_of_odd_groups(lq):
     w = torch.zeros(4, 64)
     w[1], w[2, 7], w[3] = 0.25, 100.0, torch.linspace(-1, 1, 64)
-    back = lq.dequantize(*lq.quantize(w, 2, 64))
+    back = rounded(lq, w, 2, 64)
     assert torch.equal(back[:2], w[:2])  # all zero, constant
     assert back[2, 7] == pytest.approx(100.0, rel=1e-3) and back[2].count_nonzero() == 1  # one outlier
     assert torch.isfinite(back).all() and len(back[3].unique()) == 4
@@ -86,24 +100,24 @@ def test_unusable_weights_and_groups_are_refused(lq, bad):
     with pytest.raises(ValueError, match="groups of 48"):
         lq.quantize(torch.ones(2, 64), 4, 48)
     with pytest.raises(ValueError, match="groups of 48"):
-        lq.gptq(torch.ones(2, 64), torch.eye(64), 4, 48)
+        gptq.solve(torch.ones(2, 64), torch.eye(64), 4, 48)
 
 
 def test_a_grid_reproduces_itself_but_not_once_shuffled(lq):
-    once = lq.dequantize(*lq.quantize(torch.randn(32, 256, generator=torch.Generator().manual_seed(2)), 4, 32))
-    error = lambda w: float((lq.dequantize(*lq.quantize(w, 4, 32)) - w).norm() / w.norm())  # noqa: E731
+    once = rounded(lq, torch.randn(32, 256, generator=torch.Generator().manual_seed(2)), 4, 32)
+    error = lambda w: float((rounded(lq, w, 4, 32) - w).norm() / w.norm())  # noqa: E731
     assert error(once) < 1e-3
     assert error(once[:, torch.randperm(256, generator=torch.Generator().manual_seed(3))]) > 0.03
 
 
 def test_bits_are_those_counted_by_hand(lq):
-    coded = lq.quantize(torch.randn(2, 128), 3, 64)
-    assert lq.stored_bits(*coded, 3) == 2 * 128 * 3 + 4 * 16 + 4 * 16  # 3.5 bits a weight
-    assert lq.stored_bits(*lq.quantize(torch.randn(1, 64), 4, 32), 4) / 64 == 5.0
-    packed = lq.pack(coded[0], 3)
+    codes, grid = lq.quantize(torch.randn(2, 128), 3, 64)
+    assert storage.count(grid, codes.shape).total == 2 * 128 * 3 + 4 * 16 + 4 * 16  # 3.5 bits a weight
+    assert storage.count(lq.quantize(torch.randn(1, 64), 4, 32)[1], (1, 64)).per_weight == 5.0
+    packed = storage.pack(codes, 3)
     assert packed.nbytes * 8 == 2 * 128 * 3
-    codes = np.unpackbits(packed).reshape(-1, 3) @ np.array([1, 2, 4])
-    np.testing.assert_array_equal(codes, coded[0].flatten().numpy())
+    unpacked = np.unpackbits(packed).reshape(-1, 3) @ np.array([1, 2, 4])
+    np.testing.assert_array_equal(unpacked, codes.flatten().numpy())
 
 
 def correlated(n, rank, seed):
@@ -125,9 +139,9 @@ def fixed_order_obq(lq, w, h, bits, group, damp):
     inverse, back = torch.linalg.inv(h), torch.zeros_like(w)
     for j in range(w.shape[1]):
         if j % group == 0:
-            scale, low = lq.grid(w[:, j : j + group].float(), bits)
-        q = ((w[:, j : j + 1].float() - low) / scale).round().clamp(0, 2**bits - 1) * scale + low
-        back[:, j] = q[:, 0].double()
+            scale, low = scale_and_low(w[:, j : j + group].float(), bits)
+        column = ((w[:, j : j + 1].float() - low) / scale).round().clamp(0, 2**bits - 1) * scale + low
+        back[:, j] = column[:, 0].double()
         w -= (w[:, j : j + 1] - back[:, j : j + 1]) / inverse[j, j] * inverse[j]
         inverse = inverse - torch.outer(inverse[:, j], inverse[j]) / inverse[j, j]
     return back
@@ -135,7 +149,7 @@ def fixed_order_obq(lq, w, h, bits, group, damp):
 
 def test_gptq_equals_elimination_in_the_inverse_hessian(lq):
     w, h = torch.randn(16, 64, generator=torch.Generator().manual_seed(4)), correlated(64, 8, 5)
-    ours, theirs = lq.gptq(w, h, 3, 32).double(), fixed_order_obq(lq, w, h, 3, 32, 0.01)
+    ours, theirs = gptq.solve(w, h, 3, 32).double(), fixed_order_obq(lq, w, h, 3, 32, 0.01)
     assert ((ours - theirs).abs() < 1e-3).double().mean() > 0.97  # a value near a half may round the other way
     assert objective(w, ours, h) == pytest.approx(objective(w, theirs, h), rel=0.05)
 
@@ -143,49 +157,42 @@ def test_gptq_equals_elimination_in_the_inverse_hessian(lq):
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_gptq_beats_rounding_on_a_layers_output(lq, bits):
     w, h = torch.randn(32, 128, generator=torch.Generator().manual_seed(6)), correlated(128, 16, 7)
-    rounded = lq.dequantize(*lq.quantize(w, bits, 64))
-    assert objective(w, lq.gptq(w, h, bits, 64), h) < 0.7 * objective(w, rounded, h)
+    assert objective(w, gptq.solve(w, h, bits, 64), h) < 0.7 * objective(w, rounded(lq, w, bits, 64), h)
 
 
 def test_gptq_lies_between_exhaustive_search_and_rounding(lq):
     w, h = torch.randn(64, 6, generator=torch.Generator().manual_seed(10)), correlated(6, 2, 11)
-    scale, low = lq.grid(w, 2)
+    scale, low = scale_and_low(w, 2)
     codes = torch.cartesian_prod(*[torch.arange(4.0)] * 6)  # all 4096 roundings of a row
     d = (w[:, None] - (codes * scale[:, None] + low[:, None])).double()
     best = float(((d @ h.double()) * d).sum(-1).min(1).values.sum())
-    gptq, rtn = (objective(w, b, h) for b in (lq.gptq(w, h, 2, 6), lq.dequantize(*lq.quantize(w, 2, 6))))
-    assert best <= gptq < best + 0.5 * (rtn - best)
+    solved, rtn = (objective(w, b, h) for b in (gptq.solve(w, h, 2, 6), rounded(lq, w, 2, 6)))
+    assert best <= solved < best + 0.5 * (rtn - best)
 
 
 def test_gptq_without_correlation_is_rounding_and_dead_inputs_do_no_harm(lq):
     w = torch.randn(8, 64, generator=torch.Generator().manual_seed(8))
-    assert torch.allclose(lq.gptq(w, 3.0 * torch.eye(64), 3, 32), lq.dequantize(*lq.quantize(w, 3, 32)), atol=1e-6)
+    assert torch.allclose(gptq.solve(w, 3.0 * torch.eye(64), 3, 32), rounded(lq, w, 3, 32), atol=1e-6)
     h = correlated(64, 8, 9)
     h[5], h[:, 5] = 0, 0
-    assert torch.isfinite(lq.gptq(w, h, 3, 32)).all()
+    assert torch.isfinite(gptq.solve(w, h, 3, 32)).all()
 
 
-def test_second_moments_are_those_of_the_inputs(lq):
+def test_a_layers_maps_are_solved_on_their_own_inputs(lq):
     net, ids = tiny_llama(2), torch.randint(0, 96, (20, 8), generator=torch.Generator().manual_seed(1))
-    seen = []
-    hook = net.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda m, a: seen.append(a[0].flatten(0, 1)))
+    seen, layer = {}, net.model.layers[1]
+    for name in lq.LINEARS:
+        layer.get_submodule(name).register_forward_pre_hook(lambda m, a, name=name: seen.update({name: a[0].flatten(0, 1)}))
     net.model(ids)
-    hook.remove()
+    inputs = {name: x.clone() for name, x in seen.items()}
     states, extra = lq.entries(net, ids)
-    h = lq.moments(net.model.layers[1], states[1], extra[1])
-    torch.testing.assert_close(h["mlp.down_proj",], seen[0].T @ seen[0], rtol=1e-4, atol=1e-4)
-    assert sum(h, ()) == lq.LINEARS  # every map has its input, in order
-
-
-def test_maps_of_one_input_may_be_solved_together(lq):
-    net, ids = tiny_llama(2), torch.randint(0, 96, (20, 8), generator=torch.Generator().manual_seed(1))
-    states, extra = lq.entries(net, ids)
-    sums, maps = lq.moments(net.model.layers[1], states[1], extra[1]), lq.blocks(net)[1]
-    together = lq.solve(maps, sums, 3, 32)
-    assert set(together) == set(lq.LINEARS)
-    for names, h in sums.items():
-        for name in names:
-            torch.testing.assert_close(together[name], lq.gptq(maps[name].weight.data, h, 3, 32), rtol=0, atol=1e-6)
+    solved = lq.solve(layer, states[1], extra[1], 3, 32)
+    assert set(solved) == set(lq.LINEARS) and sum(lq.READERS, ()) == lq.LINEARS
+    for name, x in inputs.items():
+        alone = gptq.solve(layer.get_submodule(name).weight.data, x.T @ x, 3, 32)
+        assert ((solved[name] - alone).abs() < 1e-4).double().mean() > 0.97, name  # a value near a half may round the other way
+    wrong = gptq.solve(layer.mlp.gate_proj.weight.data, inputs["self_attn.q_proj"].T @ inputs["self_attn.q_proj"], 3, 32)
+    assert ((solved["mlp.gate_proj"] - wrong).abs() < 1e-4).double().mean() < 0.9
 
 
 def test_lim_in_closed_form(lq):
@@ -221,13 +228,13 @@ def test_zd_in_closed_form_and_direction(lq):
     heavy = net.model.layers[2].mlp.up_proj.weight
     heavy[torch.rand(heavy.shape, generator=torch.Generator().manual_seed(1)) < 0.01] = 3.0
     scores = lq.zd(net)
-    assert scores["pooled"].argmin() == 2 and lq.order(-scores["pooled"])[-1] == 2  # fewest large: lowered last
+    assert scores["pooled"].argmin() == 2 and sweeps.order(-scores["pooled"])[-1] == 2  # fewest large: lowered last
 
 
 def test_orders_areas_and_k90_in_closed_form(lq):
-    assert lq.order(np.array([0.3, -1.0, 0.3, 0.0])) == [1, 3, 0, 2]
+    assert sweeps.order(np.array([0.3, -1.0, 0.3, 0.0])) == [1, 3, 0, 2]
     x = np.array([0.0, 0.1, 0.5])
-    assert lq.area(x, 2 * x) == pytest.approx(0.5)
+    assert sweeps.area(x, 2 * x) == pytest.approx(0.5)
     assert lq.k90(x, x * np.log(1.1) / 0.3) == pytest.approx(0.3)
     assert lq.k90(x, 0 * x) == 0.5 and lq.k90(x, x * 1e6) == pytest.approx(0, abs=1e-6)
     ends = np.array([[5.0, 1, 2, -3, -4, -2, 0, 4]])
@@ -292,7 +299,7 @@ def verdict_of_c2(sweep, order):
 def test_a_flipped_sign_and_shuffled_labels_turn_the_verdict(lq, planted):
     values, sweep = planted
     score = values.mean(0)
-    assert set(lq.order(score)[3:]) == {3, 4, 5}
-    assert verdict_of_c2(sweep, lq.order(score)) == "reproduced"
-    assert verdict_of_c2(sweep, lq.order(-score)) == "not reproduced"
-    assert verdict_of_c2(sweep, lq.order(np.roll(score, 3))) == "not reproduced"
+    assert set(sweeps.order(score)[3:]) == {3, 4, 5}
+    assert verdict_of_c2(sweep, sweeps.order(score)) == "reproduced"
+    assert verdict_of_c2(sweep, sweeps.order(-score)) == "not reproduced"
+    assert verdict_of_c2(sweep, sweeps.order(np.roll(score, 3))) == "not reproduced"

@@ -69,7 +69,7 @@ def task(relp, n: int = 2, length: int = 7, changed: int = 3):
 
 def leak(relp, net, fam, names) -> float:
     value, z, rho = relp.coefficients(net, fam.corrupted, fam.answers, names)
-    total = (z["residual"] * rho["residual"]).sum((-1, -2))
+    total = (z["resid"] * rho["resid"]).sum((-1, -2))
     return float(((total - value).abs().amax(1) / value.abs().mean()).max())
 
 
@@ -127,11 +127,11 @@ def test_ln_rule_refuses_a_norm_that_it_was_not_written_for(relp):
 def test_half_rule_halves_the_slope_of_both_factors(relp):
     net = relp.parts(network(CONFIGS["llama"]))
     x = torch.randn(1, 4, 32, dtype=torch.float64, requires_grad=True)
-    (full,) = torch.autograd.grad(net.mlp[0](x).sum(), x)
+    (full,) = torch.autograd.grad(net.stack.mlp[0](x).sum(), x)
     with relp.rules(net, ("Half",)):
-        y = net.mlp[0](x)
+        y = net.stack.mlp[0](x)
         (half,) = torch.autograd.grad(y.sum(), x)
-    assert torch.allclose(half, full / 2) and torch.equal(y, net.mlp[0](x))
+    assert torch.allclose(half, full / 2) and torch.equal(y, net.stack.mlp[0](x))
 
 
 # --- the rules in a whole network ---
@@ -144,9 +144,9 @@ def test_rules_leave_forward_values_alone_and_are_taken_back(relp, net, names):
     ruled, _, rho = relp.coefficients(net, fam.corrupted, fam.answers, names)
     after, _, again = relp.coefficients(net, fam.corrupted, fam.answers)
     assert (ruled - before).abs().max() == 0 and torch.equal(after, before)
-    assert torch.equal(again["residual"], gradient["residual"])
+    assert torch.equal(again["resid"], gradient["resid"])
     if names != ("Half",) or net.product[0] is not None:
-        assert not torch.allclose(rho["residual"], gradient["residual"], rtol=1e-2, atol=1e-6)
+        assert not torch.allclose(rho["resid"], gradient["resid"], rtol=1e-2, atol=1e-6)
 
 
 def test_an_unknown_rule_is_refused(relp, net):
@@ -325,8 +325,8 @@ def tiny(relp):
     value, z, cache = relp.forward(net, fam.corrupted, fam.answers, keep=True)
     span = float(clean.mean() - value.mean())
     positions = list(range(fam.changed, fam.clean.shape[1]))
-    truth = torch.zeros(3, len(net.blocks), fam.clean.shape[1])
-    for layer in range(len(net.blocks)):
+    truth = torch.zeros(3, len(net.stack.blocks), fam.clean.shape[1])
+    for layer in range(len(net.stack.blocks)):
         patched = relp.patch_layer(net, fam, z_clean, z, cache, layer, positions).mean(-1)
         truth[:, layer, positions] = (patched - value.mean()) / span
     cells = torch.stack([(z_clean[s] - z[s]).norm(dim=-1).amax(1) for s in relp.SITES]).numpy() > 0

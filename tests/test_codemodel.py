@@ -1,0 +1,114 @@
+"""The code model: its data, its baseline, and that training it is reproducible."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from layerbook import codemodel, inputs, pycode
+
+TINY = codemodel.Recipe(layers=2, width=16, heads=2, vocabulary=300, context=24, steps=4, tokens=200, examined=4)
+
+
+@pytest.fixture
+def threads():
+    """Two threads, as in training: sums are ordered by thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def packages(monkeypatch) -> dict[str, dict[str, str]]:
+    """A small stand-in for the sources: sixty modules a package."""
+    made = {name: {f"m{i}.py": f"def {name}{i}(a, b):\n    '''Text.'''\n    return a + b * {i} - len(str(a))\n\n\ndef g(): pass\n"
+                   for i in range(60)} for name in pycode.PACKAGES}  # fmt: skip
+    monkeypatch.setattr(inputs, "python_code", lambda name: made[name])
+    return made
+
+
+def test_texts_are_leaves_of_functions_of_one_part(packages):
+    train, test = codemodel.texts(packages, "train"), codemodel.texts(packages, "test")
+    assert not any("networkx" in line or "Text" in line or " g " in line for line in train) and len(test) == 60
+    assert train[0].startswith(" def ") and train[0].endswith(" - len ( str ( a ) )")
+    assert codemodel.texts(packages, "train", 5) == train[:5] and not set(train) & set(codemodel.texts(packages, "valid"))
+
+
+def test_the_tokenizer_is_reproducible_loses_nothing_and_adds_both_ends():
+    lines = [" def f ( a ) : return a + 1", " class 'text é' \n ,"] * 5
+    first, second = (codemodel.learn_tokenizer(lines, 290) for _ in range(2))
+    assert first.to_str() == second.to_str() and first.get_vocab_size() <= 290
+    for line in lines:
+        ids = first.encode(line).ids
+        assert ids[0] == 2 and ids[-1] == 3 and first.decode(ids) == line
+
+
+def test_long_rows_are_cut_and_nothing_is_lost():
+    rows = [[2, *range(10, 40), 3], [2, 50, 51, 3]]
+    found = codemodel.pieces(rows, 12)
+    assert [p[1:-1] for p in found] == [list(range(10, 20)), list(range(20, 30)), list(range(30, 40)), [50, 51]]
+    assert all(p[0] == 2 and p[-1] == 3 and len(p) <= 12 for p in found)
+
+
+def test_batches_hold_every_row_once_and_no_more_than_fits():
+    rows = [[7] * n for n in range(3, 40)]
+    found = codemodel.batches(rows, 100, torch.Generator().manual_seed(0))
+    assert sorted((b != 0).sum(1).tolist() for b in found for b in [b]) and all(b.numel() <= 100 for b in found)
+    assert sorted(n for b in found for n in (b != 0).sum(1).tolist()) == list(range(3, 40))
+
+
+def test_masking_spares_special_places_and_has_the_shares_of_bert():
+    g = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, 300, (200, 60), generator=g)
+    ids[:, 0], ids[:, -2], ids[:, -1] = 2, 3, 0
+    chosen = codemodel.choose(ids, 0.2, g)
+    assert not chosen[ids < 4].any() and chosen.float().mean().item() == pytest.approx(0.2 * 57 / 60, abs=0.01)
+    seen = codemodel.corrupt(ids, chosen, 300, g)
+    assert torch.equal(seen[~chosen], ids[~chosen])
+    assert (seen[chosen] == 1).float().mean().item() == pytest.approx(0.8, abs=0.02)
+    assert (seen[chosen] == ids[chosen]).float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert codemodel.choose(torch.tensor([[2, 9, 8, 3]]), 0.0, g).sum() == 1
+
+
+def test_guesses_are_those_of_the_whole_model_and_padding_changes_nothing():
+    model, g = codemodel.build(TINY).eval(), torch.Generator().manual_seed(1)
+    ids = torch.randint(4, 300, (3, 10), generator=g)
+    chosen = codemodel.choose(ids, 0.3, g)
+    whole = model(input_ids=ids).logits[chosen]
+    assert torch.allclose(codemodel.guesses(model, ids, chosen), whole, atol=1e-5)
+    wide = torch.nn.functional.pad(ids, (0, 5))
+    assert torch.allclose(codemodel.guesses(model, wide, torch.nn.functional.pad(chosen, (0, 5))), whole, atol=1e-5)
+
+
+def test_the_baseline_is_counts_and_its_mixture_the_best():
+    rows = [[2, 5, 6, 7, 3], [2, 5, 6, 7, 3], [2, 5, 8, 7, 3]]
+    shares, right = codemodel.counted(rows, [(5, 6, 7), (5, 8, 7), (9, 6, 7), (9, 9, 9)], 10)
+    third = [2 / 3, 2 / 3, 2 / 3, 3 / 25]
+    assert shares[0].tolist() == pytest.approx(third) and shares[1].tolist() == pytest.approx([1 / 3] * 3 + [2 / 25])
+    assert shares[2].tolist() == pytest.approx([0, 0, 2 / 3, 3 / 25]) and shares[3].tolist() == pytest.approx([0, 0, 0, 1 / 25])
+    assert right == [True, False, True, False]
+    grid = [torch.tensor([a, 0, b, 1 - a - b], dtype=torch.float64) for a in (x / 50 for x in range(50)) for b in
+            (x / 50 for x in range(50)) if a + b < 1]  # fmt: skip
+    best = min(-(shares @ w).log().mean().item() for w in grid)
+    assert codemodel.mixed_nats(shares) <= best + 1e-3
+    assert codemodel.mixed_nats(torch.full((3, 4), 0.5, dtype=torch.float64)) == pytest.approx(math.log(2))
+
+
+def test_the_command_is_reproducible_and_refuses_a_poor_network(tmp_path, packages, monkeypatch, capsys, threads):
+    monkeypatch.setattr(codemodel, "Recipe", lambda: TINY)
+    assert [codemodel.main([str(tmp_path / x)]) for x in "ab"] == [1, 1]  # four steps do not beat counts
+    assert "nothing may be concluded" in capsys.readouterr().err
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+    card = json.loads((tmp_path / "a" / "card.json").read_text(encoding="utf-8"))
+    assert not card["gate"]["passed"] and set(card["held_out"]) >= {"networkx (test)", "sympy (valid)"}
+    model, tokenizer = codemodel.load(tmp_path / "a")
+    assert model.config.num_hidden_layers == 2 and model.dtype == torch.float32 and len(tokenizer) <= 300
+    other = codemodel.make(replace(TINY, seed=1), tmp_path / "c")
+    assert other["final_loss_nats"] != card["final_loss_nats"]
