@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,3 +53,14 @@ def shell() -> Callable[..., subprocess.CompletedProcess]:
     def run(*command: str, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess:
         return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False, **kwargs)
     return run
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Two threads, as in training: sums are ordered by thread."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -15,15 +15,6 @@ TINY = codemodel.Recipe(layers=2, width=16, heads=2, vocabulary=300, context=24,
 
 
 @pytest.fixture
-def threads():
-    """Two threads, as in training: sums are ordered by thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
 def packages(monkeypatch) -> dict[str, dict[str, str]]:
     """A small stand-in for the sources: sixty modules a package."""
     made = {name: {f"m{i}.py": f"def {name}{i}(a, b):\n    '''Text.'''\n    return a + b * {i} - len(str(a))\n\n\ndef g(): pass\n"

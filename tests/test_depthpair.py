@@ -16,15 +16,6 @@ LINES = ["In the beginning was the word.", "And the word was here, and the word 
 
 
 @pytest.fixture
-def threads():
-    """Two threads, as in training: sums are ordered by thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
 def books() -> dict[str, list[str]]:
     """A small stand-in for the text: every held-out book and one to train on."""
     return {"Genesis": LINES * 20} | {name: [f"{name} says: {line}" for line in LINES * 4] for name in depthpair.HELD_OUT}

@@ -16,15 +16,6 @@ TINY = factworld.Recipe(worlds=2, processes=0, entities=24, induce=8, layers=2, 
                         tune_steps=2, tune_batch=8)
 
 
-@pytest.fixture
-def threads():
-    """Two threads, as in training: sums are ordered by thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def world() -> factworld.World:
     return factworld.World(TINY, 0)

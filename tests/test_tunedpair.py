@@ -38,15 +38,6 @@ VERSES = {
 }
 
 
-@pytest.fixture
-def threads():
-    """Two threads, as in training: sums are ordered by thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def world() -> World:
     return World(VERSES)
