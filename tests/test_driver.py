@@ -43,14 +43,23 @@ def nothing_to_do(house, shell):
 
 def launch(house, *arguments):
     return subprocess.Popen([sys.executable, "-m", "layerbook", "run", *arguments], cwd=house.root, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+                            env=dict(os.environ) | {"PYTHONFAULTHANDLER": "1"})
 
 
-def until(condition, seconds=60):
+def until(condition, child, seconds=180):
+    """Wait for the condition; a driver that does not get there is ended, and says in which line each thread stood."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        if child.poll() is not None or time.monotonic() > end:
+            child.send_signal(signal.SIGABRT)
+            raise AssertionError(f"the driver did not get there; exit code {child.wait()}\n{child.communicate()[0]}")
         time.sleep(0.1)
+
+
+def underway(house):
+    """True when two of the three papers are stored and the third one runs."""
+    return (house.root / "started").exists() and all((house.root / f"results/cpu/{s}.json").exists() for s in ("one", "toy"))
 
 
 def test_all_stale_papers_run_and_dvc_has_nothing_left(many, shell, capsys):
@@ -153,7 +162,7 @@ def test_the_display_says_what_runs_what_is_next_and_how_long(monkeypatch):
 def test_two_drivers_do_not_run_at_once(house):
     house.paper(extra="import time; open('started', 'w').close(); time.sleep(6)")
     first = launch(house, "toy")
-    until((house.root / "started").exists)
+    until((house.root / "started").exists, first)
     second = launch(house, "toy")
     text = second.communicate(timeout=60)[0]
     assert second.returncode == 1 and f"another 'layerbook run' is at work here (process {first.pid})" in text
@@ -163,9 +172,9 @@ def test_two_drivers_do_not_run_at_once(house):
 
 
 def test_a_driver_killed_in_mid_run_loses_nothing_that_was_finished(many, shell):
-    many.paper("two", extra="import time; open('started', 'w').close(); time.sleep(60)")
+    many.paper("two", extra="import time; open('started', 'w').close(); time.sleep(300)")
     child = launch(many, "-j", "2")
-    until(lambda: (many.root / "started").exists() and all((many.root / f"results/cpu/{s}.json").exists() for s in ("one", "toy")))
+    until(lambda: underway(many), child)
     kept = many.results()
     os.kill(child.pid, signal.SIGKILL)
     child.communicate()
@@ -178,12 +187,12 @@ def test_a_driver_killed_in_mid_run_loses_nothing_that_was_finished(many, shell)
 
 @pytest.mark.parametrize("ignored", [False, True])
 def test_an_interrupt_is_orderly(many, shell, ignored):
-    many.paper("two", extra="import time; open('started', 'w').close(); time.sleep(60)")
+    many.paper("two", extra="import time; open('started', 'w').close(); time.sleep(300)")
     old = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else None  # as a shell does for what it starts with &
     child = launch(many, "-j", "2")
     if ignored:
         signal.signal(signal.SIGINT, old)
-    until(lambda: (many.root / "started").exists() and all((many.root / f"results/cpu/{s}.json").exists() for s in ("one", "toy")))
+    until(lambda: underway(many), child)
     child.send_signal(signal.SIGINT)
     text = child.communicate(timeout=60)[0]
     assert child.returncode == 130 and "interrupted: what had finished is kept" in text
@@ -192,9 +201,9 @@ def test_an_interrupt_is_orderly(many, shell, ignored):
 
 
 def test_a_kernel_killed_from_outside_fails_its_paper_alone(many):
-    many.paper("two", extra="import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)")
+    many.paper("two", extra="import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(300)")
     child = launch(many, "-j", "2")
-    until(lambda: (many.root / "pid").exists() and (many.root / "pid").read_text())
+    until(lambda: (many.root / "pid").exists() and (many.root / "pid").read_text(), child)
     os.kill(int((many.root / "pid").read_text()), signal.SIGKILL)
     text = child.communicate(timeout=90)[0]
     assert child.returncode == 1 and "two: the kernel died, most often for want of memory" in text and "2 of 3 papers" in text

@@ -4,8 +4,10 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -81,6 +83,31 @@ def test_a_killed_warm_kernel_is_a_clear_error(house):
     house.paper()
     runner.run("toy", warm=True)  # the parent survives its children
     assert house.record()["claims"]
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Every port that Jupyter finds free is another process's by the time the kernel opens it."""
+    from jupyter_client import connect
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        monkeypatch.setattr(connect.LocalPortCache, "find_available_port", lambda self, ip: other.getsockname()[1])
+        yield
+
+
+def test_a_warm_kernel_needs_no_port_that_another_process_could_take(house, taken, monkeypatch):
+    with tempfile.TemporaryDirectory() as short:
+        monkeypatch.setenv("JUPYTER_RUNTIME_DIR", short)
+        runner.run("toy", warm=True)
+        assert house.results() and os.listdir(short) == []  # nothing is left behind
+
+
+def test_a_path_too_long_for_a_socket_means_ports_again(house, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / ("long" * 30)))
+    runner.run("toy", warm=True)
+    assert house.results()
 
 
 def test_an_interrupt_reaches_a_warm_kernel_and_nobody_else():

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import types
+import uuid
 from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
+from jupyter_core.paths import jupyter_runtime_dir
 from nbclient import NotebookClient
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
@@ -36,6 +38,7 @@ WARM, COLD = "layerbook-warm", "python3"
 SPECS = Path(__file__).with_name("jupyter")  # found by Jupyter through JUPYTER_PATH
 # Read while the parent starts (hash seed) or while it imports (tqdm), so that a fork could not change them any more.
 FIXED = {"PYTHONHASHSEED": "0", "TQDM_DISABLE": "1"}
+LONGEST = 100  # bytes of the path of a Unix socket, "-1" to "-5" not counted; Linux allows 107, macOS 103
 _starting = threading.Lock()
 
 
@@ -114,6 +117,17 @@ class Forked:
 class WarmProvisioner(LocalProvisioner):
     """Starts kernels as forks of the warm parent; named in `jupyter/kernels/layerbook-warm/kernel.json`."""
 
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Choose Unix sockets in place of ports: a free port may be another process's by the time the kernel opens it."""
+        manager = self.parent
+        if hasattr(socket, "AF_UNIX") and manager is not None and manager.transport == "tcp" and not self.ports_cached:
+            file = manager.connection_file or os.path.join(jupyter_runtime_dir(), f"kernel-{uuid.uuid4().hex[:16]}.json")
+            address = os.path.splitext(file)[0] + "-ipc"
+            if len(os.fsencode(address)) <= LONGEST:
+                os.makedirs(os.path.dirname(file), mode=0o700, exist_ok=True)
+                manager.connection_file, manager.transport, manager.ip, manager.cache_ports = file, "ipc", address, False
+        return await super().pre_launch(**kwargs)
+
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Fork a kernel for the command line `python -m ipykernel_launcher ARGUMENTS`."""
         start_parent()
@@ -126,9 +140,11 @@ class WarmProvisioner(LocalProvisioner):
     async def _listening(self, seconds: float = 5.0) -> None:
         """Wait until the kernel has opened its last port: a client that comes too early tries again only much later."""
         end = time.monotonic() + seconds
+        where, port = self.connection_info["ip"], self.connection_info["hb_port"]
+        unix = self.connection_info["transport"] == "ipc"
         while self.process.poll() is None and time.monotonic() < end:
-            with socket.socket() as probe:
-                if probe.connect_ex((self.connection_info["ip"], self.connection_info["hb_port"])) == 0:
+            with socket.socket(socket.AF_UNIX if unix else socket.AF_INET) as probe:
+                if probe.connect_ex(f"{where}-{port}" if unix else (where, port)) == 0:
                     return
             await asyncio.sleep(0.01)
 
