@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from layerbook import codemodel, inputs, pycode
+from layerbook import codecounts, codemodel, inputs, pycode
 
-TINY = codemodel.Recipe(layers=2, width=16, heads=2, vocabulary=300, context=24, steps=4, tokens=200, examined=4)
+TINY = codemodel.Recipe(layers=2, width=16, heads=2, vocabulary=300, context=24, steps=4, batch=4, examined=4)
 
 
 @pytest.fixture
@@ -46,11 +46,15 @@ def test_long_rows_are_cut_and_nothing_is_lost():
     assert all(p[0] == 2 and p[-1] == 3 and len(p) <= 12 for p in found)
 
 
-def test_batches_hold_every_row_once_and_no_more_than_fits():
-    rows = [[7] * n for n in range(3, 40)]
-    found = codemodel.batches(rows, 100, torch.Generator().manual_seed(0))
-    assert sorted((b != 0).sum(1).tolist() for b in found for b in [b]) and all(b.numel() <= 100 for b in found)
-    assert sorted(n for b in found for n in (b != 0).sum(1).tolist()) == list(range(3, 40))
+def test_rows_hold_every_function_once_before_any_comes_twice():
+    functions = [[k] * k for k in range(1, 13)]  # 78 subwords
+    stream = codemodel.rows_of(functions, 13, torch.Generator().manual_seed(0))
+    first, second = (torch.cat([next(stream) for _ in range(6)]) for _ in range(2))
+    for seen in (first, second):
+        assert sorted(seen.tolist()) == sorted(t for f in functions for t in f)
+    assert not torch.equal(first, second)
+    with pytest.raises(ValueError, match="do not fill one row"):
+        next(codemodel.rows_of([[1, 2]], 13, torch.Generator()))
 
 
 def test_masking_spares_special_places_and_has_the_shares_of_bert():
@@ -76,9 +80,32 @@ def test_guesses_are_those_of_the_whole_model_and_padding_changes_nothing():
     assert torch.allclose(codemodel.guesses(model, wide, torch.nn.functional.pad(chosen, (0, 5))), whole, atol=1e-5)
 
 
+def test_with_attention_cut_the_states_are_those_of_the_same_weights_in_a_causal_model():
+    from transformers import LlamaConfig, LlamaModel
+
+    model = codemodel.build(TINY).eval()
+    known = {k: v for k, v in model.config.to_dict().items() if k not in ("architectures", "model_type", "transformers_version")}
+    causal = LlamaModel(LlamaConfig(**known)).eval()
+    assert not causal.load_state_dict(model.model.state_dict(), strict=False).unexpected_keys
+    ids = torch.randint(4, 300, (3, 10), generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(codemodel.read(model, ids, both_sides=False), causal(input_ids=ids).last_hidden_state, atol=1e-5)
+    assert not torch.allclose(codemodel.read(model, ids), causal(input_ids=ids).last_hidden_state, atol=1e-2)
+
+
+def test_training_learns_from_both_sides_and_spares_no_source(threads):
+    """Rows of 0 1 2 ... and of 5 5 5 ...: next tokens and masked ones can be known, and the losses of both kinds fall."""
+    up, flat = [[2, *range(4, 40), 3]] * 20, [[2, *[50] * 36, 3]] * 20
+    model, curve = codemodel.train(replace(TINY, steps=60, batch=8, width=32), [up, flat])
+    assert sum(curve[-5:]) < 0.5 * sum(curve[:5])
+    ids = torch.tensor([up[0][:24], flat[0][:24]])
+    chosen = torch.zeros_like(ids, dtype=torch.bool)
+    chosen[:, 11] = True
+    assert codemodel.guesses(model, torch.where(chosen, 1, ids), chosen).argmax(-1).tolist() == ids[chosen].tolist()
+
+
 def test_the_baseline_is_counts_and_its_mixture_the_best():
     rows = [[2, 5, 6, 7, 3], [2, 5, 6, 7, 3], [2, 5, 8, 7, 3]]
-    shares, right = codemodel.counted(rows, [(5, 6, 7), (5, 8, 7), (9, 6, 7), (9, 9, 9)], 10)
+    shares, right = codecounts.counted(rows, [(5, 6, 7), (5, 8, 7), (9, 6, 7), (9, 9, 9)], 10)
     third = [2 / 3, 2 / 3, 2 / 3, 3 / 25]
     assert shares[0].tolist() == pytest.approx(third) and shares[1].tolist() == pytest.approx([1 / 3] * 3 + [2 / 25])
     assert shares[2].tolist() == pytest.approx([0, 0, 2 / 3, 3 / 25]) and shares[3].tolist() == pytest.approx([0, 0, 0, 1 / 25])
@@ -86,8 +113,8 @@ def test_the_baseline_is_counts_and_its_mixture_the_best():
     grid = [torch.tensor([a, 0, b, 1 - a - b], dtype=torch.float64) for a in (x / 50 for x in range(50)) for b in
             (x / 50 for x in range(50)) if a + b < 1]  # fmt: skip
     best = min(-(shares @ w).log().mean().item() for w in grid)
-    assert codemodel.mixed_nats(shares) <= best + 1e-3
-    assert codemodel.mixed_nats(torch.full((3, 4), 0.5, dtype=torch.float64)) == pytest.approx(math.log(2))
+    assert codecounts.mixed_nats(shares) <= best + 1e-3
+    assert codecounts.mixed_nats(torch.full((3, 4), 0.5, dtype=torch.float64)) == pytest.approx(math.log(2))
 
 
 def test_the_command_is_reproducible_and_refuses_a_poor_network(tmp_path, packages, monkeypatch, capsys, threads):

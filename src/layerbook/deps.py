@@ -99,13 +99,14 @@ def substrates(slug: str) -> list[Path]:
 
 def trained() -> dict[str, str]:
     """Trained small networks: name -> the module whose `main` trains it."""
-    return {"depth-pair": "layerbook.depthpair", "fact-world": "layerbook.factworld",
+    return {"code-model": "layerbook.codemodel", "depth-pair": "layerbook.depthpair", "fact-world": "layerbook.factworld",
             "tiny-gpt2": "layerbook.tinygpt", "tuned-pair": "layerbook.tunedpair"}
 
 
 def read_by(network: str) -> list[str]:
     """Prepared assets that the training of a small network reads."""
-    return {"depth-pair": ["web-bible"], "tuned-pair": ["web-bible"]}.get(network, [])
+    python = ["python-django", "python-networkx", "python-sympy"]
+    return {"code-model": python, "depth-pair": ["web-bible"], "tuned-pair": ["web-bible"]}.get(network, [])
 
 
 def of_paper(slug: str) -> list[str]:
