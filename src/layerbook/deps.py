@@ -100,7 +100,8 @@ def substrates(slug: str) -> list[Path]:
 def trained() -> dict[str, str]:
     """Trained small networks: name -> the module whose `main` trains it."""
     return {"code-model": "layerbook.codemodel", "depth-pair": "layerbook.depthpair", "fact-world": "layerbook.factworld",
-            "tiny-gpt2": "layerbook.tinygpt", "tuned-pair": "layerbook.tunedpair"}
+            "shapes-vlm": "layerbook.shapesvlm", "tiny-gpt2": "layerbook.tinygpt",
+            "tuned-pair": "layerbook.tunedpair", "wave-nets": "layerbook.wavenets"}
 
 
 def read_by(network: str) -> list[str]:
