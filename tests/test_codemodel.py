@@ -95,8 +95,8 @@ def test_with_attention_cut_the_states_are_those_of_the_same_weights_in_a_causal
 def test_training_learns_from_both_sides_and_spares_no_source(threads):
     """Rows of 0 1 2 ... and of 5 5 5 ...: next tokens and masked ones can be known, and the losses of both kinds fall."""
     up, flat = [[2, *range(4, 40), 3]] * 20, [[2, *[50] * 36, 3]] * 20
-    model, curve = codemodel.train(replace(TINY, steps=60, batch=8, width=32), [up, flat])
-    assert sum(curve[-5:]) < 0.5 * sum(curve[:5])
+    model, curve = codemodel.train(replace(TINY, steps=200, batch=8, width=32), [up, flat])
+    assert sum(curve[-5:]) < 0.2 * sum(curve[:5])
     ids = torch.tensor([up[0][:24], flat[0][:24]])
     chosen = torch.zeros_like(ids, dtype=torch.bool)
     chosen[:, 11] = True
