@@ -262,7 +262,7 @@ def make(recipe: Recipe, folder: Path, device: torch.device | str = "cpu") -> di
         "data": "functions of django and sympy (BSD; prepared assets python-django, python-sympy) without three in ten modules; "
                 "leaves joined by spaces; byte-level BPE of the same text",
         "subwords": {name: sum(map(len, some)) for name, some in zip(lines, sources)},
-        "seconds": "about 350 on two cores",
+        "seconds": "1482 on two cores beside two other jobs",
         "recipe": vars(recipe),
         "parameters": sum(p.numel() for p in model.parameters()),
         "final_loss_nats": round(sum(curve[-50:]) / len(curve[-50:]), 4),
