@@ -334,3 +334,16 @@ def test_plain_kernels_remain(house, monkeypatch):
     assert cli.main(["run", "--cold"]) == 0 and cli.main(["run"]) == 0
     monkeypatch.setattr(kernels, "available", lambda: False)
     assert cli.main(["run"]) == 0 and seen == [False, True, False]
+
+
+def test_a_stale_comparison_is_made_before_the_report_and_never_recorded_unmade(monkeypatch):
+    did = []
+    known = {"toy": {}, "compare-x": {}, "report": {"cmd": "python -m layerbook.report"}}
+    monkeypatch.setattr(driver, "stages", lambda: known)
+    monkeypatch.setattr(driver, "differing", lambda: ["toy", "compare-x", "report"])
+    monkeypatch.setattr(driver, "stale", lambda *_: [])
+    monkeypatch.setattr(driver.cards, "slugs", lambda: ["toy"])
+    monkeypatch.setattr(driver, "dvc", lambda *a: did.append(a) or "")
+    monkeypatch.setattr(driver.subprocess, "run", lambda command, **_: did.append(("report",)))
+    driver.settle(["toy"])
+    assert did == [("repro", "-q", "-s", "compare-x"), ("report",), ("commit", "-q", "-f")]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from layerbook import deps, paths, pipeline
+from layerbook import cards, deps, layerscores, paths, pipeline
 
 ROOT = paths.ROOT
 DVC = [sys.executable, "-m", "dvc"]
@@ -25,6 +25,16 @@ def test_every_stage_of_a_paper_lists_its_own_inputs():
         assert {f"notebooks/{slug}.ipynb", f"notebooks/{slug}.yaml", "src/layerbook/claims.py"} <= set(listed)
         assert not any("report" in d for d in listed), "the book's renderer decides nothing about a result"
     assert "build/prepared/smollm2" in stages["relp"]["deps"] and "build/prepared/fashion-mnist" in stages["noprop"]["deps"]
+
+
+def test_the_comparison_reads_profiles_alone_and_needs_all_its_papers(monkeypatch):
+    stage = pipeline.stages()["compare-quantization"]
+    slugs = {s.slug for s in layerscores.SCORES}
+    assert stage["params"] == [{f"results/cpu/{slug}.json": ["profiles"]} for slug in sorted(slugs)]
+    assert not any(name.startswith(("results/", "notebooks/")) for name in stage["deps"]), "seconds of a run make nothing stale"
+    monkeypatch.setattr(cards, "slugs", lambda: sorted(slugs)[1:])
+    rest = pipeline.stages()
+    assert "compare-quantization" not in rest and pipeline.COMPARISON not in rest["report"]["deps"]
 
 
 def test_imports_are_followed(tmp_path, monkeypatch):

@@ -196,6 +196,13 @@ def test_the_shelf_has_what_did_not_come_out_and_nothing_else(root: Path) -> Non
     assert "More seeds." in text and "## Matched by a dull rival" in text
 
 
+def test_without_a_gpu_run_the_page_says_so_and_gives_no_figure(tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    report.render(root)
+    runs = (root / "book/_generated/runs.md").read_text()
+    assert "No GPU run is stored" in runs and "no run is stored yet" in runs and "GPU memory" not in runs
+
+
 def test_a_gpu_run_decides_what_the_cpu_may_not(tmp_path: Path) -> None:
     root = make_root(tmp_path, gpu=True)
     report.render(root)
@@ -204,6 +211,8 @@ def test_a_gpu_run_decides_what_the_cpu_may_not(tmp_path: Path) -> None:
     assert (rows["C4"]["verdict"], rows["C4"]["tier"]) == ("weaker", "gpu")
     assert (rows["C2"]["verdict"], rows["C2"]["other"]["gpu"]["verdict"]) == ("inconclusive", "reproduced")
     assert "(toy-paper-gpu.ipynb)" in first_cell(root)
+    runs = (root / "book/_generated/runs.md").read_text()
+    assert "1 of 1 papers" in runs and runs.count(" memory") >= 2 and '">1</td>' in runs
     gpu = nbformat.read(root / "book/papers/toy-paper-gpu.ipynb", as_version=4)
     assert not any("(eq-a)" in c.source for c in gpu.cells), "equation labels must be unique in the book"
     toc = report_data.read_yaml(root / "book/_toc.yml")

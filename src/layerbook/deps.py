@@ -100,15 +100,16 @@ def substrates(slug: str) -> list[Path]:
 def trained() -> dict[str, str]:
     """Trained small networks: name -> the module whose `main` trains it."""
     return {"code-model": "layerbook.codemodel", "depth-pair": "layerbook.depthpair", "fact-world": "layerbook.factworld",
-            "resnet20": "layerbook.resnet20", "shapes-vlm": "layerbook.shapesvlm", "tiny-gpt2": "layerbook.tinygpt",
-            "tuned-pair": "layerbook.tunedpair", "wave-nets": "layerbook.wavenets"}
+            "resnet20": "layerbook.resnet20", "shapes-vlm": "layerbook.shapesvlm", "tiny-dit": "layerbook.tinydit",
+            "tiny-gpt2": "layerbook.tinygpt", "tuned-pair": "layerbook.tunedpair", "wave-nets": "layerbook.wavenets"}
 
 
 def read_by(network: str) -> list[str]:
     """Prepared assets that the training of a small network reads."""
     python = ["python-django", "python-networkx", "python-sympy"]
-    bible = ["web-bible"]
-    return {"code-model": python, "depth-pair": bible, "resnet20": ["fashion-mnist"], "tuned-pair": bible}.get(network, [])
+    bible, fashion = ["web-bible"], ["fashion-mnist"]
+    read = {"code-model": python, "depth-pair": bible, "resnet20": fashion, "tiny-dit": fashion, "tuned-pair": bible}
+    return read.get(network, [])
 
 
 def of_paper(slug: str) -> list[str]:

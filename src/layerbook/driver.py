@@ -209,9 +209,13 @@ def settle(finished: Sequence[str]) -> None:
         if fresh:
             dvc("commit", "-q", "-f", *fresh)
         return
+    others = set(differing()) - {*papers, "report"}
+    compared = sorted(n for n in others if n.startswith("compare-"))
+    for name in compared:  # by itself: papers upstream are fresh, whatever DVC has recorded of them so far
+        dvc("repro", "-q", "-s", name)
+    others -= set(compared)
     if "report" in known:  # before it is recorded: an interrupt in between must leave it stale
         subprocess.run([sys.executable, *known["report"]["cmd"].split()[1:]], cwd=paths.ROOT, check=True)
-    others = set(differing()) - {*papers, "report"}
     # Without names, one pass records all; with them, dvc.lock is written once for each, and nothing else can slip in.
     dvc("commit", "-q", "-f", *([n for n in known if n in papers or n == "report"] if others else []))
 

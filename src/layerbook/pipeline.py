@@ -8,11 +8,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from layerbook import cards, deps, paths, record
+from layerbook import cards, deps, layerscores, paths, record
 
 HEADER = """# Written by `layerbook sync` from the cards and from what each notebook imports; do not edit.
-# prepare-<asset> -> train-<network> -> one stage per paper -> report
+# prepare-<asset> -> train-<network> -> one stage per paper -> compare-quantization -> report
 """
+COMPARISON = "results/comparison/quantization.json"
 
 
 def stages() -> dict[str, Any]:
@@ -39,10 +40,14 @@ def stages() -> dict[str, Any]:
     out |= {slug: of_paper(slug) for slug in cards.slugs()}
     pages = [f"results/{tier}/{s}{e}" for tier in record.TIERS for s in cards.slugs() for e in (".ipynb", ".json")
              if tier == "cpu" or record.file_of(s, tier, e).is_file()]
+    compared = sorted({s.slug for s in layerscores.SCORES})
+    measured = [COMPARISON] if set(compared) <= set(cards.slugs()) else []
+    if measured:
+        out["compare-quantization"] = of_comparison(compared)
     trained = [f"results/models/{name}" for name in deps.trained()]
     listed = ["book/discussion", "book/references.bib", "book/toc.yml", *(f"notebooks/{s}.yaml" for s in cards.slugs())]
     listed += [f"book/{f.name}" for f in sorted((paths.ROOT / "book").glob("family-*.md"))]
-    measured = ["results/bench.json"] if (paths.RESULTS / "bench.json").is_file() else []
+    measured += ["results/bench.json"] if (paths.RESULTS / "bench.json").is_file() else []
     out["report"] = {
         "desc": "executed notebooks and records into pages, tables and metrics",
         "cmd": "python -m layerbook.report",
@@ -58,6 +63,15 @@ def of_paper(slug: str) -> dict[str, Any]:
     outs = [record.file_of(slug, "cpu", s).relative_to(paths.ROOT).as_posix() for s in (".ipynb", ".json")]
     return {"desc": cards.load(slug)["title"], "cmd": f"python -m layerbook rerun {slug} --tier cpu", "deps": deps.of_paper(slug),
             "params": [f"papers.{slug}"], "outs": [{name: {"cache": False, "persist": True}} for name in outs]}
+
+
+def of_comparison(slugs: list[str]) -> dict[str, Any]:
+    """The stage that sets the quantization papers side by side; of their records it reads the profiles alone."""
+    read = [record.file_of(slug, "cpu").relative_to(paths.ROOT).as_posix() for slug in slugs]
+    return {"desc": "the quantization papers' layer scores and recipes on one model", "deps": sorted(
+                [*_modules("layerbook.comparison"), "build/prepared/smollm2", "build/prepared/web-bible"]),
+            "cmd": "python -m layerbook.comparison results/comparison", "params": [{name: ["profiles"]} for name in read],
+            "outs": [{COMPARISON: {"cache": False, "persist": True}}]}
 
 
 def _modules(name: str) -> list[str]:

@@ -1,12 +1,14 @@
-"""The page's table of what the machinery costs, from results/bench.json."""
+"""What running costs: the machinery, from results/bench.json, and every paper at both tiers, from the records."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from layerbook import report_html as h
+from layerbook.report_data import Paper
 
 
 def fragment(root: Path) -> str:
@@ -26,3 +28,18 @@ def fragment(root: Path) -> str:
             "beside its plain baseline in the same run. The small papers do nothing but import what all papers import and draw a "
             "few numbers, so that what is left is the cost of the machinery.\n\n")
     return text + h.table(["What", "Baseline", "Here", "Ratio", "Aim"], rows) + "\n"
+
+
+def runs(papers: Sequence[Paper]) -> str:
+    """What every paper took at the cpu tier and on a GPU, and on which: Markdown with HTML."""
+    rows = []
+    for paper in papers:
+        cpu, gpu = (paper.records.get(tier) for tier in ("cpu", "gpu"))
+        waiting = sum(c["tier"] == "gpu" for c in paper.card["claims"] if c["kind"] != "control")
+        rows.append(("", [f'<a href="../papers/{paper.slug}.html">{escape(paper.slug)}</a>', h.cost(cpu) if cpu else "not run",
+                          h.cost(gpu) if gpu else "no run is stored yet", f"{waiting or 'none'}"]))
+    made = sum("gpu" in p.records for p in papers)
+    text = f"{made} of {len(papers)} papers have a GPU run in this book." if made else (
+        "No GPU run is stored in this book yet: so far the tier was only rehearsed at tiny size, on a CPU, and the claims in the "
+        "last column are not tested.")
+    return f"{text}\n\n{h.table(['Paper', 'cpu tier', 'gpu tier', 'Claims that only the gpu tier decides'], rows)}\n"

@@ -17,7 +17,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from layerbook import report_bench, report_family, report_paper
+from layerbook import report_bench, report_family, report_paper, report_quantization
 from layerbook import report_html as h
 from layerbook.manifest import load as load_assets
 from layerbook.report_data import FAMILIES, PROPER, Paper, read_yaml
@@ -36,11 +36,15 @@ def fragments(root: Path, papers: list[Paper]) -> dict[str, str | bytes]:
         "book/_generated/assets.md": assets(root, papers),
         "book/_generated/reference.md": reference(root),
         "book/_generated/bench.md": report_bench.fragment(root),
+        "book/_generated/runs.md": report_bench.runs(papers),
         "results/overview.svg": h.overview([(family, _total(mine)) for family, mine in _by_family(papers)]),
         "results/metrics.json": json.dumps(metrics(papers), indent=1, sort_keys=True) + "\n",
     }
     pages = [page for family in FAMILIES if (page := family_page(root, family))]
-    files |= {f"book/_generated/{page}.md": report_family.fragment(papers) for page in pages}
+    for page in pages:
+        own = page == "family-quantization"  # which has measurements of its own, not the records' alone
+        parts = report_quantization.fragments(root, papers) if own else {page: report_family.fragment(papers)}
+        files |= {f"book/_generated/{name}.md": text for name, text in parts.items()}
     pictures = {p.slug: thumbnail(root, p) for p in papers}
     return files | {f"book/_generated/thumb-{slug}.png": found[0] for slug, found in pictures.items() if found}
 
