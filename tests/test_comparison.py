@@ -128,14 +128,28 @@ def test_scores_are_read_from_records_and_turned_so_that_high_is_important(tmp_p
     monkeypatch.setattr(layerscores, "SCORES", (layerscores.Score("a", "up"), layerscores.Score("b", "down", False)))
     a_record(tmp_path, "a", {"up": [1, 2]})
     a_record(tmp_path, "b", {"down": [3, 4]})
-    assert [s["importance"] for s in layerscores.read("smollm2", 2, tmp_path)] == [[1, 2], [-3, -4]]
+    found = layerscores.collect(folder=tmp_path)
+    assert [s["importance"] for s in found] == [[1, 2], [-3, -4]]
     for broken in ({"down": [3]}, {"down": [3, None]}, {}):
         a_record(tmp_path, "b", broken)
         with pytest.raises(layerscores.ScoreError, match="make rerun PAPER=b"):
-            layerscores.read("smollm2", 2, tmp_path)
+            layerscores.collect(folder=tmp_path)
     a_record(tmp_path, "b", {"down": [3, 4]}, model="another")
     with pytest.raises(layerscores.ScoreError, match="b.json has no profile"):
-        layerscores.read("smollm2", 2, tmp_path)
+        layerscores.collect(folder=tmp_path)
+    (file := tmp_path / "scores.json").write_text(json.dumps(found))
+    assert layerscores.read(2, file) == found
+    for layers, where in ((3, file), (2, tmp_path / "none.json")):
+        with pytest.raises(layerscores.ScoreError, match="dvc repro collect-layer-scores"):
+            layerscores.read(layers, where)
+
+
+def test_collected_scores_do_not_change_with_a_rerun_of_equal_values(tmp_path, monkeypatch):
+    monkeypatch.setattr(layerscores, "collect", lambda: FOUND)
+    assert layerscores.main([str(tmp_path / "a" / "scores.json")]) == 0
+    first = (tmp_path / "a" / "scores.json").read_bytes()
+    assert layerscores.main([str(tmp_path / "a" / "scores.json")]) == 0
+    assert (tmp_path / "a" / "scores.json").read_bytes() == first and layerscores.main([]) == 2
 
 
 @pytest.fixture
@@ -181,3 +195,13 @@ def test_a_comparison_older_than_a_record_is_refused(stored):
 def test_the_share_of_random_orders_beaten_counts_larger_areas():
     level = {"areas": {"x": 1.0, "random 0": 2.0, "random 1": 0.5, "random 2": 1.0, "random 3": 1.5}}
     assert report_quantization.beaten(level, "x") == 0.5
+
+
+def test_numbers_of_points_that_lie_together_do_not_cover_each_other():
+    points = [(100.0, 100.0), (104.0, 103.0), (100.0, 108.0)]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+    for i, point in enumerate(points):
+        report_quantization._label(*point, str(i), taken)
+    a, b, c = taken[3:]
+    apart = lambda p, q_: p[2] <= q_[0] or q_[2] <= p[0] or p[3] <= q_[1] or q_[3] <= p[1]  # noqa: E731
+    assert apart(a, b) and apart(a, c) and apart(b, c)

@@ -338,12 +338,17 @@ def test_plain_kernels_remain(house, monkeypatch):
 
 def test_a_stale_comparison_is_made_before_the_report_and_never_recorded_unmade(monkeypatch):
     did = []
-    known = {"toy": {}, "compare-x": {}, "report": {"cmd": "python -m layerbook.report"}}
+    known = {"toy": {}, "collect-y": {}, "compare-x": {}, "report": {"cmd": "python -m layerbook.report"}}
     monkeypatch.setattr(driver, "stages", lambda: known)
-    monkeypatch.setattr(driver, "differing", lambda: ["toy", "compare-x", "report"])
+    monkeypatch.setattr(driver, "differing", lambda: ["toy", "collect-y", "report"])
     monkeypatch.setattr(driver, "stale", lambda *_: [])
     monkeypatch.setattr(driver.cards, "slugs", lambda: ["toy"])
     monkeypatch.setattr(driver, "dvc", lambda *a: did.append(a) or "")
     monkeypatch.setattr(driver.subprocess, "run", lambda command, **_: did.append(("report",)))
     driver.settle(["toy"])
-    assert did == [("repro", "-q", "-s", "compare-x"), ("report",), ("commit", "-q", "-f")]
+    made = [("repro", "-q", "-s", "collect-y"), ("repro", "-q", "-s", "compare-x")]  # which its input may have made stale
+    assert did == [*made, ("report",), ("commit", "-q", "-f")]
+    did.clear()
+    monkeypatch.setattr(driver, "differing", lambda: ["toy", "report"])
+    driver.settle(["toy"])
+    assert did == [("report",), ("commit", "-q", "-f")]

@@ -27,14 +27,14 @@ def test_every_stage_of_a_paper_lists_its_own_inputs():
     assert "build/prepared/smollm2" in stages["relp"]["deps"] and "build/prepared/fashion-mnist" in stages["noprop"]["deps"]
 
 
-def test_the_comparison_reads_profiles_alone_and_needs_all_its_papers(monkeypatch):
-    stage = pipeline.stages()["compare-quantization"]
-    slugs = {s.slug for s in layerscores.SCORES}
-    assert stage["params"] == [{f"results/cpu/{slug}.json": ["profiles"]} for slug in sorted(slugs)]
-    assert not any(name.startswith(("results/", "notebooks/")) for name in stage["deps"]), "seconds of a run make nothing stale"
-    monkeypatch.setattr(cards, "slugs", lambda: sorted(slugs)[1:])
+def test_the_comparison_reads_scores_alone_and_needs_all_its_papers(monkeypatch):
+    stages, slugs = pipeline.stages(), sorted({s.slug for s in layerscores.SCORES})
+    read = [name for name in stages["compare-quantization"]["deps"] if name.startswith(("results/", "notebooks/"))]
+    assert read == [layerscores.FILE], "seconds of a run make nothing stale"
+    assert {f"results/cpu/{slug}.json" for slug in slugs} < set(stages["collect-layer-scores"]["deps"])
+    monkeypatch.setattr(cards, "slugs", lambda: slugs[1:])
     rest = pipeline.stages()
-    assert "compare-quantization" not in rest and pipeline.COMPARISON not in rest["report"]["deps"]
+    assert not any(name.startswith(("collect-", "compare-")) for name in rest) and pipeline.COMPARISON not in rest["report"]["deps"]
 
 
 def test_imports_are_followed(tmp_path, monkeypatch):

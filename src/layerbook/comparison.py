@@ -119,7 +119,7 @@ def compare(plan: Plan, found: Sequence[Mapping[str, Any]] | None = None) -> dic
     """The whole comparison as plain data. `found`: scores in place of those that are recorded."""
     model, tokenizer = inputs.causal_lm(plan.model, attn_implementation="sdpa")
     net, verses = tf.Stack(model), inputs.bible()
-    found = layerscores.read(plan.model, net.n) if found is None else found
+    found = layerscores.read(net.n) if found is None else found
     judged = cut(tokenizer, verses, ["Matthew", "Mark", "Luke", "John", "Acts"], plan.windows, plan.tokens, plan.seed)
     other = cut(tokenizer, verses, ["Isaiah", "Jeremiah"], plan.windows, plan.tokens, plan.seed)
     calibration = cut(tokenizer, verses, ["Genesis", "Exodus"], plan.calibration, plan.context, plan.seed)

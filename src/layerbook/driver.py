@@ -210,9 +210,9 @@ def settle(finished: Sequence[str]) -> None:
             dvc("commit", "-q", "-f", *fresh)
         return
     others = set(differing()) - {*papers, "report"}
-    compared = sorted(n for n in others if n.startswith("compare-"))
-    for name in compared:  # by itself: papers upstream are fresh, whatever DVC has recorded of them so far
-        dvc("repro", "-q", "-s", name)
+    compared = [n for n in known if n.startswith(("collect-", "compare-"))]
+    for name in compared if others & set(compared) else []:
+        dvc("repro", "-q", "-s", name)  # by itself: papers upstream are fresh, whatever DVC has recorded of them so far
     others -= set(compared)
     if "report" in known:  # before it is recorded: an interrupt in between must leave it stale
         subprocess.run([sys.executable, *known["report"]["cmd"].split()[1:]], cwd=paths.ROOT, check=True)

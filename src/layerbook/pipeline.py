@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from layerbook import cards, deps, layerscores, paths, record
 
 HEADER = """# Written by `layerbook sync` from the cards and from what each notebook imports; do not edit.
-# prepare-<asset> -> train-<network> -> one stage per paper -> compare-quantization -> report
+# prepare-<asset> -> train-<network> -> one stage per paper -> collect and compare layer scores -> report
 """
 COMPARISON = "results/comparison/quantization.json"
 
@@ -43,7 +43,7 @@ def stages() -> dict[str, Any]:
     compared = sorted({s.slug for s in layerscores.SCORES})
     measured = [COMPARISON] if set(compared) <= set(cards.slugs()) else []
     if measured:
-        out["compare-quantization"] = of_comparison(compared)
+        out |= of_comparison(compared)
     trained = [f"results/models/{name}" for name in deps.trained()]
     listed = ["book/discussion", "book/references.bib", "book/toc.yml", *(f"notebooks/{s}.yaml" for s in cards.slugs())]
     listed += [f"book/{f.name}" for f in sorted((paths.ROOT / "book").glob("family-*.md"))]
@@ -66,12 +66,20 @@ def of_paper(slug: str) -> dict[str, Any]:
 
 
 def of_comparison(slugs: list[str]) -> dict[str, Any]:
-    """The stage that sets the quantization papers side by side; of their records it reads the profiles alone."""
-    read = [record.file_of(slug, "cpu").relative_to(paths.ROOT).as_posix() for slug in slugs]
-    return {"desc": "the quantization papers' layer scores and recipes on one model", "deps": sorted(
-                [*_modules("layerbook.comparison"), "build/prepared/smollm2", "build/prepared/web-bible"]),
-            "cmd": "python -m layerbook.comparison results/comparison", "params": [{name: ["profiles"]} for name in read],
-            "outs": [{COMPARISON: {"cache": False, "persist": True}}]}
+    """The stages that set the quantization papers side by side: the records' scores alone, then what is measured with them."""
+    records = [record.file_of(slug, "cpu").relative_to(paths.ROOT).as_posix() for slug in slugs]
+    inputs = [layerscores.FILE, "build/prepared/smollm2", "build/prepared/web-bible"]
+    kept = {"cache": False, "persist": True}
+    return {
+        "collect-layer-scores": {
+            "desc": "the quantization papers' layer scores, out of their records",
+            "cmd": f"python -m layerbook.layerscores {layerscores.FILE}",
+            "deps": sorted([*_modules("layerbook.layerscores"), *records]), "outs": [{layerscores.FILE: kept}]},
+        "compare-quantization": {
+            "desc": "the quantization papers' layer scores and recipes on one model",
+            "cmd": "python -m layerbook.comparison results/comparison",
+            "deps": sorted([*_modules("layerbook.comparison"), *inputs]), "outs": [{COMPARISON: dict(kept)}]},
+    }
 
 
 def _modules(name: str) -> list[str]:

@@ -82,7 +82,8 @@ def toc(root: Path, papers: list[Paper]) -> str:
             continue
         for family, mine in _by_family(papers):
             page = family_page(root, family)
-            chapters: list[dict[str, Any]] = [{"file": page, "title": "One model, many measures"}] if page else []
+            title = "Bits against quality" if family == "quantization" else "One model, many measures"
+            chapters: list[dict[str, Any]] = [{"file": page, "title": title}] if page else []
             for p in mine:
                 chapter: dict[str, Any] = {"file": f"papers/{p.slug}", "title": p.short}
                 more = [{"file": f"papers/{p.slug}-{t}", "title": f"{p.short}: {t} run"} for t in p.records if t != p.main]

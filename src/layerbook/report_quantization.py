@@ -39,28 +39,39 @@ def _y(value: float, top: float) -> float:
     return BASE - (BASE - 14) * (max(value, 0.0) / top) ** 0.5
 
 
+def _label(x: float, y: float, text: str, taken: list[tuple[float, float, float, float]]) -> str:
+    """A point's number as SVG: to its right, or left, above or below where that is free; `taken` boxes grow by its own."""
+    wide = 6.5 * len(text)
+    places = [(x + 8, y + 4, "start", x + 8), (x - 8, y + 4, "end", x - 8 - wide), (x, y - 9, "middle", x - wide / 2),
+              (x, y + 17, "middle", x - wide / 2)]
+    boxes = [(left, bottom - 9, left + wide, bottom) for _, bottom, _, left in places]
+    free = [not any(a < r and c > left and b < d and e > top for left, top, r, d in taken) for a, b, c, e in boxes]
+    best = free.index(True) if True in free else 0
+    taken.append(boxes[best])
+    at, base, anchor, _ = places[best]
+    return f'<text class="lb-mark" x="{at:.1f}" y="{base:.1f}" text-anchor="{anchor}">{text}</text>'
+
+
 def scatter(rows: Sequence[Mapping[str, Any]]) -> str:
     """Recipes as numbered points: stored bits a weight against the rise of the loss, with intervals, as SVG."""
-    top, most = max(r["interval"][1] for r in rows) * 1.02, max(r["weights"] for r in rows) + 0.6
-    x = lambda bits: LEFT + (W - LEFT - 14) * bits / most  # noqa: E731
+    top, bits = max(r["interval"][1] for r in rows) * 1.02, [r["weights"] for r in rows]
+    first, last = int(min(bits)), max(bits) + 0.4
+    x = lambda b: LEFT + (W - LEFT - 14) * (b - first) / (last - first)  # noqa: E731
     parts = [f'<path class="lb-axis" d="M{LEFT} 8V{BASE}H{W - 8}"/>']
-    parts += [f'<text x="{x(b):.1f}" y="{BASE + 18}" text-anchor="middle">{b}</text>' for b in range(int(most) + 1)]
+    parts += [f'<text x="{x(b):.1f}" y="{BASE + 18}" text-anchor="middle">{b}</text>' for b in range(first, int(last) + 1)]
     ticks = [v for v in (0, 0.1, 0.5, 1, 2, 4, 6, 8, 10) if v <= top]
     parts += [f'<text x="{LEFT - 8}" y="{_y(v, top) + 4:.1f}" text-anchor="end">{v:g}</text>' for v in ticks]
     turned = f'text-anchor="middle" transform="rotate(-90 14 {BASE / 2})"'
     parts += [f'<text x="{(W + LEFT) / 2}" y="{H - 6}" text-anchor="middle">stored bits a weight</text>',
               f'<text x="14" y="{BASE / 2}" {turned}>rise of the loss (nats)</text>']
-    marks: list[tuple[float, float]] = []
-    for i, r in enumerate(rows, 1):
-        at, kind = x(r["weights"]), "own" if r["slug"] else "plain"
-        low, high, y = (_y(v, top) for v in (*r["interval"], r["mean"]))
+    points = [(x(r["weights"]), _y(r["mean"], top)) for r in rows]
+    taken = [(at - 6, y - 6, at + 6, y + 6) for at, y in points]
+    for r, (at, y) in zip(rows, points, strict=True):
+        kind, (low, high) = "own" if r["slug"] else "plain", (_y(v, top) for v in r["interval"])
         mark = f'<rect x="{at - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"' if r["activations"] < 16 else \
             f'<circle cx="{at:.1f}" cy="{y:.1f}" r="5"'
-        tight = any(abs(at - a) < 20 and abs(y - b) < 11 for a, b in marks)  # a number on each side of a crowd
-        marks.append((at, y))
-        side = f'x="{at - 8:.1f}" text-anchor="end"' if tight else f'x="{at + 8:.1f}"'
-        parts.append(f'<path class="lb-bar-{kind}" d="M{at:.1f} {low:.1f}V{high:.1f}"/>{mark} class="lb-dot-{kind}"/>'
-                     f'<text class="lb-mark" {side} y="{y + 4:.1f}">{i}</text>')
+        parts.append(f'<path class="lb-bar-{kind}" d="M{at:.1f} {low:.1f}V{high:.1f}"/>{mark} class="lb-dot-{kind}"/>')
+    parts += [_label(at, y, str(i), taken) for i, (at, y) in enumerate(points, 1)]
     least = min(rows, key=lambda r: r["mean"])
     told = (f"{len(rows)} recipes, stored bits a weight against the rise of the loss; the least loss is that of "
             f"{least['name']} at {h.number(least['weights'])} bits. The table below has all numbers.")
@@ -76,11 +87,10 @@ def recipes(found: Mapping[str, Any], papers: Mapping[str, Paper]) -> str:
     rows = sorted(found["recipes"], key=lambda r: (r["weights"], r["mean"]))
     lines = []
     for i, r in enumerate(rows, 1):
-        kept = "float" if r["activations"] >= 16 else f"{r['activations']} bits"
         loss = f"{h.number(round(r['mean'], 3))} {h.interval([round(v, 3) for v in r['interval']])}"
-        lines.append(("", [f"{i}. {escape(r['name'])}", _link(papers, r["slug"]), f"{r['weights']:.2f}", kept, loss,
+        lines.append(("", [f"{i}. {escape(r['name'])}", _link(papers, r["slug"]), f"{r['weights']:.2f}", loss,
                            f"{np.exp(r['mean']):.2f}"]))
-    head = ("Recipe", "Paper", "Stored bits", "Activations", "Rise of the loss", "Perplexity times")
+    head = ("Recipe", "Paper", "Stored bits", "Rise of the loss", "Perplexity times")
     return f"{scatter(rows)}\n\n{h.table(head, lines, classes='lb-compare')}\n"
 
 
