@@ -64,3 +64,25 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def trained_twice(tmp_path, monkeypatch, capsys, threads):
+    """Runs a network's command twice with a tiny recipe of two seeds, which must fail its gate; gives the folder and its card."""
+    import torch
+
+    def run(module, tiny):
+        make = module.make
+        monkeypatch.setattr(module, "make", lambda recipe, folder: make(recipe, folder, processes=1))
+        monkeypatch.setattr(module, "Recipe", lambda **kw: type(tiny)(**{**vars(tiny), **kw}))
+        for name in "ab":
+            assert module.main([str(tmp_path / name), "--steps", "2", "--seed", "7"]) == 1  # two steps do not pass the gate
+            torch.set_num_threads(2)  # training set it to one, in this process
+        assert "nothing may be concluded" in capsys.readouterr().err
+        for file in ("card.json", "seed7/model.safetensors", "seed8/model.safetensors"):
+            assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+        card = json.loads((tmp_path / "a" / "card.json").read_text(encoding="utf-8"))
+        assert not card["gate"]["passed"] and list(card["held_out"]) == ["7", "8"]
+        return tmp_path / "a", card
+
+    return run

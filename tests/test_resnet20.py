@@ -78,20 +78,10 @@ def test_training_is_deterministic_and_leaves_a_frozen_network(arrays, threads):
     assert not a.training and not any(p.requires_grad for p in a.parameters()) and a.bn.num_batches_tracked == 2
 
 
-def test_the_command_writes_loadable_networks_and_refuses_poor_ones(tmp_path, arrays, monkeypatch, capsys, threads):
-    make = resnet20.make
-    monkeypatch.setattr(resnet20, "make", lambda recipe, folder: make(recipe, folder, processes=1))
-    monkeypatch.setattr(resnet20, "Recipe", lambda **kw: type(TINY)(**{**vars(TINY), **kw}))
-    for name in "ab":
-        assert resnet20.main([str(tmp_path / name), "--steps", "2", "--seed", "7"]) == 1  # two steps do not pass the gate
-        torch.set_num_threads(2)  # training set it to one, in this process
-    assert "nothing may be concluded" in capsys.readouterr().err
-    for file in ("card.json", "seed7/model.safetensors", "seed8/model.safetensors"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
-    card = json.loads((tmp_path / "a" / "card.json").read_text(encoding="utf-8"))
-    assert not card["gate"]["passed"] and list(card["held_out"]) == ["7", "8"]
+def test_the_command_writes_loadable_networks_and_refuses_poor_ones(arrays, trained_twice):
+    folder, card = trained_twice(resnet20, TINY)
     of = resnet20.data(TINY)
-    nets = resnet20.load(tmp_path / "a")
+    nets = resnet20.load(folder)
     assert [resnet20.examine(net, of.held_x, of.held_y) for net in nets] == [t["held_out"] for t in card["held_out"].values()]
     assert not any(p.requires_grad or net.training for net in nets for p in net.parameters())
 

@@ -201,20 +201,10 @@ def test_training_learns_and_drops_captions(arrays, monkeypatch):
     assert 0.05 < torch.cat(drops).float().mean() < 0.16
 
 
-def test_the_command_writes_loadable_networks_and_refuses_poor_ones(tmp_path, arrays, monkeypatch, capsys, threads):
-    make = tinydit.make
-    monkeypatch.setattr(tinydit, "make", lambda recipe, folder: make(recipe, folder, processes=1))
-    monkeypatch.setattr(tinydit, "Recipe", lambda **kw: type(TINY)(**{**vars(TINY), **kw}))
-    for name in "ab":
-        assert tinydit.main([str(tmp_path / name), "--steps", "2", "--seed", "7"]) == 1  # two steps do not pass the gate
-        torch.set_num_threads(2)  # training set it to one, in this process
-    assert "nothing may be concluded" in capsys.readouterr().err
-    for file in ("card.json", "seed7/model.safetensors", "seed8/model.safetensors"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
-    card = json.loads((tmp_path / "a" / "card.json").read_text(encoding="utf-8"))
-    assert not card["gate"]["passed"] and list(card["held_out"]) == ["7", "8"]
+def test_the_command_writes_loadable_networks_and_refuses_poor_ones(arrays, trained_twice):
+    folder, card = trained_twice(tinydit, TINY)
     of = tinydit.data()
-    for net, row in zip(tinydit.load(tmp_path / "a"), card["held_out"].values()):
+    for net, row in zip(tinydit.load(folder), card["held_out"].values()):
         assert tinydit.examine(net, of) == {k: row[k] for k in ("loss", "over_linear", "seen_as_wanted")}
         assert not any(p.requires_grad for p in net.parameters()) and net.final.weight.dtype == torch.float32
 
