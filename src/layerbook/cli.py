@@ -36,14 +36,38 @@ def _value(text: str) -> Any:
 
 
 def _rerun(args: argparse.Namespace) -> int:
-    from layerbook import record, runner, tables
+    from layerbook import runner, tables, verdicts
 
-    stored = record.read(args.slug, args.tier) if args.expect_same else None
+    stored = verdicts.evidence(args.slug, args.tier) if args.expect_same else None
     result = runner.run(args.slug, args.tier, dict(args.param), write=not args.dry)
     for row in result["claims"]:
         print(f"{row['id']:4s} {tables.label(row['kind'], row['verdict']):16s} {row['reason']}")
     print(f"{args.slug}: {result['seconds']:.0f} s, {result['peak_memory_mb']} MB, {result['device']}")
+    other = runner.other_parameters(args.slug, result) if args.tier == result["tier"] and not args.dry else []
+    if other:
+        given = " ".join(f"-p {name} {value}" for name, value in args.param)
+        print(f"nothing was stored: {'; '.join(other)}. Keep a copy of such a run with: papermill notebooks/{args.slug}.ipynb "
+              f"copy.ipynb -p tier {args.tier} {given}".rstrip())
     return _compare(stored, result) if stored else 0
+
+
+def _decide(args: argparse.Namespace) -> int:
+    import os
+
+    from layerbook import driver, verdicts
+
+    faults, changed, stored = [], [], verdicts.stored(args.slug)
+    for slug, tier in stored:
+        try:
+            changed += verdicts.write(slug, tier)
+        except (ValueError, FileNotFoundError) as error:
+            faults.append(str(error))
+    print("\n".join(changed) or "no verdict changed")
+    print("\n".join([*faults, f"{len(stored) - len(faults)} of {len(stored)} records decided"]))
+    if not faults and "DVC_STAGE" not in os.environ and "decide" in driver.stages():
+        driver.dvc("repro", "-q", "-s", "digests")
+        driver.dvc("commit", "-q", "-f", "decide")
+    return 1 if faults else 0
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -53,10 +77,10 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _compare(stored: dict[str, Any], result: dict[str, Any]) -> int:
-    before = {r["id"]: r["verdict"] for r in stored["claims"]}
-    changed = [f"{result['paper']} {r['id']}: stored {before.get(r['id'])}, now {r['verdict']}" for r in result["claims"]
-               if before.get(r["id"]) != r["verdict"]]
-    print("\n".join(changed) or f"{result['paper']}: every verdict is the stored one")
+    from layerbook import deps, verdicts
+
+    changed = verdicts.differences(stored, result, deps.card(result["paper"]))
+    print("\n".join(changed) or f"{result['paper']}: every value and every verdict is the stored one")
     return 1 if changed else 0
 
 
@@ -64,12 +88,12 @@ def _fresh(args: argparse.Namespace) -> int:
     from layerbook import cards, pipeline, record
 
     bad = [f"{tier}/{slug}: {p}" for slug in args.slug or cards.slugs() for tier in record.TIERS
-           if tier == "cpu" or record.file_of(slug, tier).is_file() for p in record.problems(slug, tier)]
+           if tier == "cpu" or record.file_of(slug, tier).is_file() for p in record.problems(slug, tier, strict=True)]
     if pipeline.sync(check=True):
         bad.append("dvc.yaml or params.yaml is not what the notebooks import: run 'layerbook sync'")
     print("\n".join(bad) or "the evidence is fresh")
     if bad:
-        print("rerun what is stale with 'make repro' (or 'make rerun PAPER=<slug> TIER=<tier>')")
+        print("decide again: 'layerbook decide'; rerun what is stale: 'make repro' (or 'make rerun PAPER=<slug> TIER=<tier>')")
     return 1 if bad else 0
 
 
@@ -82,14 +106,12 @@ def _sync(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from layerbook import cards, record
+    from layerbook import verdicts
 
-    for slug in cards.slugs():
-        for tier in record.TIERS:
-            if record.file_of(slug, tier).is_file():
-                found = record.read(slug, tier)
-                counts = Counter(r["verdict"] for r in found["claims"])
-                print(f"{slug:20s} {tier:4s} {found['seconds']:6.0f} s  " + ", ".join(f"{n} {v}" for v, n in counts.items()))
+    for slug, tier in verdicts.stored():
+        found = verdicts.evidence(slug, tier)
+        counts = Counter(r["verdict"] for r in found["claims"])
+        print(f"{slug:20s} {tier:4s} {found['seconds']:6.0f} s  " + ", ".join(f"{n} {v}" for v, n in counts.items()))
     return 0
 
 
@@ -132,13 +154,14 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--tier", default="cpu", choices=["smoke", "cpu", "gpu", "gpu-dry"])
     run.add_argument("-p", "--param", action="append", default=[], type=_value, metavar="NAME=VALUE")
     run.add_argument("--dry", action="store_true", help="store nothing")
-    run.add_argument("--expect-same", action="store_true", help="fail when a verdict differs from the stored one")
+    run.add_argument("--expect-same", action="store_true", help="fail when a measured value or a verdict differs from the stored one")
     many = add("run", _run, "run all stale papers, or those named, several at once, and record them in DVC", "*")
     many.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="how many papers at once (default 1)")
     many.add_argument("--tier", default="cpu", choices=["cpu", "gpu"])
     many.add_argument("--cold", action="store_true", help="a plain kernel for each paper instead of warm, forked ones")
     many.add_argument("--slurm", action="store_true", help="one Slurm job per paper, as `slurm` in params.yaml says")
     add("fresh", _fresh, "fail when a stored result is not that of the files beside it", "*")
+    add("decide", _decide, "decide the stored records again, after a change of the engine or of a card's tests", "*")
     add("sync", _sync, "derive dvc.yaml and params.yaml").add_argument("--check", action="store_true", help="only compare")
     add("status", _status, "verdict counts of the stored records")
     add("clean", _clean, "remove outputs from source notebooks", "*")

@@ -25,6 +25,8 @@ from tqdm import tqdm
 
 from layerbook import codecounts, inputs, pycode, training
 
+NETWORK = "code-model"  # the name of its folder and of its stage in the pipeline
+
 PAD, MASK, START, END = "<pad>", "<mask>", "<cls>", "<sep>"
 SPECIAL = (PAD, MASK, START, END)  # ids 0 to 3
 

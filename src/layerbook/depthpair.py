@@ -19,6 +19,8 @@ from torch import Tensor
 
 from layerbook import inputs, training
 
+NETWORK = "depth-pair"  # the name of its folder and of its stage in the pipeline
+
 NAMES = ("shallow", "deep")
 # Narrative, poetry, prophecy, gospel and letters, each long enough for a few thousand tokens.
 HELD_OUT = ("Ruth", "Ezra", "Ecclesiastes", "Lamentations", "Daniel", "Amos", "Jonah", "Malachi", "Mark", "Philippians",

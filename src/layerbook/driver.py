@@ -51,11 +51,8 @@ class Done:
     error: str = ""
 
 
-def plan(slugs: Sequence[str], tier: str, suspects: Sequence[str] = ()) -> list[Job]:
+def plan(slugs: Sequence[str], tier: str) -> list[Job]:
     """Jobs for the papers named, or else for all whose evidence is stale; the longest first.
-
-    Args:
-        suspects: papers in which DVC sees a difference: their verdicts are decided again before they count as fresh.
 
     Raises:
         cards.CardError: a name is no paper.
@@ -65,7 +62,7 @@ def plan(slugs: Sequence[str], tier: str, suspects: Sequence[str] = ()) -> list[
         if slug not in known:
             raise cards.CardError(f"no paper is called {slug}; there are {', '.join(known)}")
     jobs = []
-    for slug in slugs or [s for s in known if stale(s, tier, thorough=s in suspects)]:
+    for slug in slugs or [s for s in known if stale(s, tier)]:
         try:
             last = record.read(slug, tier)
             jobs.append(Job(slug, tier, last["seconds"], last["peak_memory_mb"]))
@@ -74,12 +71,18 @@ def plan(slugs: Sequence[str], tier: str, suspects: Sequence[str] = ()) -> list[
     return sorted(jobs, key=lambda job: -job.seconds)
 
 
-def stale(slug: str, tier: str, thorough: bool = True) -> bool:
+def stale(slug: str, tier: str) -> bool:
     """True when a paper has to run: no record, or not that of the files and parameters that there are."""
-    if record.problems(slug, tier) if thorough else record.changes(slug, tier):
-        return True
-    ran = record.read(slug, tier)["parameters"]
-    return any(ran.get(name) != value for name, value in runner.parameters_of(slug).items())
+    return bool(record.changes(slug, tier))
+
+
+def decide(tier: str) -> None:
+    """Decide every usable record of a tier again whose verdicts do not follow from it; what is stale runs anyway."""
+    from layerbook import verdicts
+
+    for slug in cards.slugs():
+        if not stale(slug, tier):
+            verdicts.write(slug, tier)
 
 
 def free_memory_mb() -> float:
@@ -193,6 +196,9 @@ def differing(asked: subprocess.Popen[str] | None = None) -> list[str]:
     if not stages():
         return []
     found = json.loads((answer(asked) if asked else dvc(*STATUS)) or "{}")
+    if "digests" in found:  # only then does DVC know which of the others differ
+        dvc("repro", "-q", "-s", "digests")
+        found = json.loads(dvc(*STATUS) or "{}")
     before = [n for n in found if n.startswith(("prepare-", "train-"))]
     if before:
         dvc("repro", "-q", *before)
@@ -210,7 +216,7 @@ def settle(finished: Sequence[str]) -> None:
             dvc("commit", "-q", "-f", *fresh)
         return
     others = set(differing()) - {*papers, "report"}
-    compared = [n for n in known if n.startswith(("collect-", "compare-"))]
+    compared = [n for n in known if n == "decide" or n.startswith(("collect-", "compare-"))]
     for name in compared if others & set(compared) else []:
         dvc("repro", "-q", "-s", name)  # by itself: papers upstream are fresh, whatever DVC has recorded of them so far
     others -= set(compared)
@@ -248,7 +254,9 @@ def run(slugs: Sequence[str] = (), tier: str = "cpu", at_once: int = 1, warm: bo
             if kernels.available():
                 kernels.start_parent()
         different = differing(asked)
-        jobs = plan(slugs, tier, different)
+        if different:
+            decide(tier)
+        jobs = plan(slugs, tier)
         if jobs:
             runner.writable(tier)
         show = progress.Display({j.slug: j.seconds for j in jobs}, at_once)

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from layerbook import training
 
+NETWORK = "fact-world"  # the name of its folder and of its stage in the pipeline
+
 ROLES = ("expert", "amateur", "truthful")
 PARTS = ("induce", "develop", "test")  # entities: for tuning, for choices, for verdicts
 TAGS = ("record:", "rumour:", "note:", "memo:")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import linecache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import nbformat
 
@@ -24,6 +26,25 @@ def read(file: Path) -> nbformat.NotebookNode:
         return nbformat.read(file, as_version=4)
     except Exception as error:  # nbformat raises several unrelated types for a broken file
         raise ValueError(f"{file.name} is not a readable notebook: {error}") from None
+
+
+def defaults(slug: str) -> dict[str, Any]:
+    """Parameters of a notebook as its cell tagged `parameters` gives them.
+
+    Raises:
+        ValueError: that cell holds something else than names and literals, or there is none.
+    """
+    code = "\n".join(c.source for c in read(paths.NOTEBOOKS / f"{slug}.ipynb").cells
+                     if c.cell_type == "code" and "parameters" in c.metadata.get("tags", []))
+    found: dict[str, Any] = {}
+    try:
+        for node in ast.parse(code).body:
+            value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            found |= {target.id: ast.literal_eval(value) for target in targets}
+    except (SyntaxError, ValueError, AttributeError, TypeError):
+        raise ValueError(f"notebooks/{slug}.ipynb: the cell tagged 'parameters' must hold lines 'name = literal' only") from None
+    return found
 
 
 def load(slug: str, **replace: str) -> SimpleNamespace:

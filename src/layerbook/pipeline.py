@@ -8,61 +8,108 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from layerbook import cards, deps, layerscores, paths, record
+from layerbook import cards, deps, digests, layerscores, paths, record
 
 HEADER = """# Written by `layerbook sync` from the cards and from what each notebook imports; do not edit.
-# prepare-<asset> -> train-<network> -> one stage per paper -> collect and compare layer scores -> report
+# digests -> prepare-<asset> -> train-<network> -> one stage per paper -> decide -> collect, compare layer scores -> report
 """
 COMPARISON = "results/comparison/quantization.json"
+
+
+def module_stages() -> dict[str, str]:
+    """Stages that run a module of the package for long: they depend on its digest, not on its files."""
+    from layerbook import prepare
+
+    out = {f"prepare-{name}": "layerbook.prepare" for name in sorted(prepare.MAKERS)}
+    out |= {f"train-{name}": module for name, module in deps.trained().items()}
+    return out | ({"compare-quantization": "layerbook.comparison"} if compared() else {})
+
+
+def digest(stage: str) -> str:
+    """The file with the digests that a stage depends on."""
+    return f"{digests.FOLDER}/{stage}.json"
+
+
+def compared() -> list[str]:
+    """Papers whose layer scores are set side by side; none while one of them is missing."""
+    slugs = sorted({s.slug for s in layerscores.SCORES})
+    return slugs if set(slugs) <= set(cards.slugs()) else []
 
 
 def stages() -> dict[str, Any]:
     """All stages of the pipeline, in order."""
     from layerbook import prepare
 
-    out: dict[str, Any] = {}
+    out: dict[str, Any] = {"digests": of_digests()}
     for name in sorted(prepare.MAKERS):
         raw = [] if name == prepare.PHOTOS else [f"data/{name}"]
         out[f"prepare-{name}"] = {
             "desc": f"raw asset {name} into the form that notebooks read",
             "cmd": f"python -m layerbook.prepare {name}",
-            "deps": sorted([*raw, *_modules("layerbook.prepare")]),
+            "deps": sorted([*raw, digest(f"prepare-{name}")]),
             "outs": [{f"build/prepared/{name}": {"cache": False}}],
         }
-    for name, module in sorted(deps.trained().items()):
+    for name, module in deps.trained().items():
         folder = f"results/models/{name}"
         out[f"train-{name}"] = {
             "desc": f"train the small network {name}",
             "cmd": f"python -m {module} {folder}",
-            "deps": sorted([*_modules(module), *(f"build/prepared/{asset}" for asset in deps.read_by(name))]),
+            "deps": sorted([digest(f"train-{name}"), *(f"build/prepared/{asset}" for asset in deps.read_by(name))]),
             "outs": [{folder: {"cache": False, "persist": True}}],
         }
     out |= {slug: of_paper(slug) for slug in cards.slugs()}
-    pages = [f"results/{tier}/{s}{e}" for tier in record.TIERS for s in cards.slugs() for e in (".ipynb", ".json")
-             if tier == "cpu" or record.file_of(s, tier, e).is_file()]
-    compared = sorted({s.slug for s in layerscores.SCORES})
-    measured = [COMPARISON] if set(compared) <= set(cards.slugs()) else []
-    if measured:
-        out |= of_comparison(compared)
-    trained = [f"results/models/{name}" for name in deps.trained()]
-    listed = ["book/discussion", "book/references.bib", "book/toc.yml", *(f"notebooks/{s}.yaml" for s in cards.slugs())]
-    listed += [f"book/{f.name}" for f in sorted((paths.ROOT / "book").glob("family-*.md"))]
-    measured += ["results/bench.json"] if (paths.RESULTS / "bench.json").is_file() else []
-    out["report"] = {
-        "desc": "executed notebooks and records into pages, tables and metrics",
-        "cmd": "python -m layerbook.report",
-        "deps": sorted([*_modules("layerbook.report"), *listed, *trained, *measured, *pages]),
-        "outs": [{name: {"cache": False}} for name in ("book/papers", "book/_generated", "book/_toc.yml", "results/overview.svg")],
-        "metrics": [{"results/metrics.json": {"cache": False}}],
-    }
+    out["decide"] = of_decide()
+    if compared():
+        out |= of_comparison(compared())
+    out["report"] = of_report()
     return out
+
+
+def of_digests() -> dict[str, Any]:
+    """The stage that says, without running anything, which of the others have to run."""
+    names = [*module_stages(), *cards.slugs(), "decide"]
+    return {"desc": "digests of notebooks, cards and modules, blind to comments and wording",
+            "cmd": "python -m layerbook.digests", "deps": ["notebooks", "src/layerbook"],
+            "outs": [{digest(name): {"cache": False, "persist": True}} for name in sorted(names)]}
 
 
 def of_paper(slug: str) -> dict[str, Any]:
     """The stage of one paper."""
     outs = [record.file_of(slug, "cpu", s).relative_to(paths.ROOT).as_posix() for s in (".ipynb", ".json")]
-    return {"desc": cards.load(slug)["title"], "cmd": f"python -m layerbook rerun {slug} --tier cpu", "deps": deps.of_paper(slug),
-            "params": [f"papers.{slug}"], "outs": [{name: {"cache": False, "persist": True}} for name in outs]}
+    read = [f.relative_to(paths.ROOT).as_posix() for f in deps.substrates(slug)]
+    return {"desc": cards.load(slug)["title"], "cmd": f"python -m layerbook rerun {slug} --tier cpu",
+            "deps": sorted([digest(slug), *read]), "params": [f"papers.{slug}"],
+            "outs": [{name: {"cache": False, "persist": True}} for name in outs]}
+
+
+def _results(*suffixes: str) -> list[str]:
+    """Stored files of all papers: those of the cpu tier, which a stage makes, and those that there are of the gpu tier."""
+    return [f"results/{tier}/{slug}{suffix}" for tier in record.TIERS for slug in cards.slugs() for suffix in suffixes
+            if tier == "cpu" or record.file_of(slug, tier, suffix).is_file()]
+
+
+def of_decide() -> dict[str, Any]:
+    """The stage that turns records into verdicts: seconds, whatever changed in the engine or in the cards' tests."""
+    return {"desc": "records into verdicts", "cmd": "python -m layerbook decide", "deps": sorted([digest("decide"), *_results(".json")]),
+            "outs": [{name: {"cache": False, "persist": True}} for name in _results(".verdicts.json")]}
+
+
+def of_report() -> dict[str, Any]:
+    """The stage that renders the book's pages: what it shows is taken word by word, and it takes seconds."""
+    listed = ["book/discussion", "book/references.bib", "book/toc.yml"]
+    listed += [f"notebooks/{slug}{suffix}" for slug in cards.slugs() for suffix in (".yaml", ".ipynb")]
+    listed += [f"book/{f.name}" for f in sorted((paths.ROOT / "book").glob("family-*.md"))]
+    listed += [f"results/models/{name}" for name in deps.trained()]
+    listed += [COMPARISON] if compared() else []
+    listed += ["results/bench.json"] if (paths.RESULTS / "bench.json").is_file() else []
+    made = ("book/papers", "book/_generated", "book/_toc.yml", "results/overview.svg")
+    return {
+        "desc": "executed notebooks, records and verdicts into pages, tables and metrics",
+        "cmd": "python -m layerbook.report",
+        "deps": sorted([*_modules("layerbook.report"), *listed, *_results(".ipynb", ".json", ".verdicts.json")]),
+        "outs": [{name: {"cache": False}} for name in made],
+        "metrics": [{"results/metrics.json": {"cache": False}}],
+    }
 
 
 def of_comparison(slugs: list[str]) -> dict[str, Any]:
@@ -78,7 +125,7 @@ def of_comparison(slugs: list[str]) -> dict[str, Any]:
         "compare-quantization": {
             "desc": "the quantization papers' layer scores and recipes on one model",
             "cmd": "python -m layerbook.comparison results/comparison",
-            "deps": sorted([*_modules("layerbook.comparison"), *inputs]), "outs": [{COMPARISON: dict(kept)}]},
+            "deps": sorted([digest("compare-quantization"), *inputs]), "outs": [{COMPARISON: dict(kept)}]},
     }
 
 

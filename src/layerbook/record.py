@@ -1,7 +1,7 @@
-"""Records: a run's measurements, verdicts and provenance in results/<tier>/<slug>.json.
+"""Records: what a run measured, and by what, in results/<tier>/<slug>.json.
 
-A record is only worth something while the files that it names still are the files that made it;
-`problems` says where they are not.
+A record holds each raw array once and no verdict: those stand beside it, in <slug>.verdicts.json (`layerbook.verdicts`). It is
+only worth something while what it was measured by is still what lies in the checkout; `problems` says where it is not.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import json
 import math
 import os
 import platform
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from layerbook import cards, deps, method, paths
+import jsonschema
 
-SCHEMA = 1
+from layerbook import deps, digests, method, paths, receipts
+
+SCHEMA = 2
 VERSIONED = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "matplotlib", "papermill")
 TIERS = ("cpu", "gpu")
 
@@ -40,18 +42,20 @@ def _sha256(file: str, *_stamp: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def inputs(slug: str) -> dict[str, str]:
-    """SHA-256 of every file that a paper's result depends on, by its path from the root.
+def measured_by(slug: str) -> dict[str, str]:
+    """Digest of all that a paper's measurements depend on, by path from the root.
+
+    Notebook, card and modules are taken by what they mean (`layerbook.digests`), data and networks by their bytes.
 
     Raises:
         FileNotFoundError: a prepared asset or trained model is missing.
     """
-    out = {}
-    for name in deps.of_paper(slug):
-        path = paths.ROOT / name
+    out = digests.method_of(slug)
+    for path in deps.substrates(slug):
         if not path.exists():
+            name = path.relative_to(paths.ROOT).as_posix()
             raise FileNotFoundError(f"{name} is missing: run 'make data' (fetches what is missing, then prepares it)")
-        for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
             out[file.relative_to(paths.ROOT).as_posix()] = sha256(file)
     return out
 
@@ -62,38 +66,32 @@ def versions() -> dict[str, str]:
 
 
 def build(measurements: dict[str, Any], used: dict[str, str], seconds: float, notebook: bytes) -> dict[str, Any]:
-    """Turn a run's measurements into its record: the only place where verdicts get into a file.
+    """Turn a run's measurements into its record.
 
     Args:
         measurements: what `Run.measurements` handed over.
-        used: `inputs` as they were before the run.
+        used: `measured_by` as it was before the run.
         seconds: wall-clock time of the notebook.
         notebook: the executed notebook that is stored beside the record.
     """
-    from layerbook import claims  # brings scipy: seconds that a check of hashes alone need not wait for
-
     slug, tier = measurements["paper"], measurements["tier"]
-    card = deps.card(slug)
-    result = claims.decide(card, measurements["measured"], measurements["gates"], tier, measurements["dry"])
-    for row in result["claims"]:
-        if measurements["units"].get(row["id"]):
-            row["units"] = measurements["units"][row["id"]]
     keep = {k: measurements[k] for k in ("device", "peak_memory_mb", "peak_gpu_memory_mb") if k in measurements}
-    return _finite({
+    raw = lambda rows: [{k: row[k] for k in ("name", "statement", "values")} for row in rows]  # noqa: E731
+    return finite({
         "schema": SCHEMA, "paper": slug, "tier": tier, "seconds": round(seconds, 1), **keep, "versions": versions(),
-        "parameters": measurements["parameters"], "inputs": used,
+        "parameters": measurements["parameters"], "measured_by": used,
         "notebook": {"path": f"results/{tier}/{slug}.ipynb", "sha256": hashlib.sha256(notebook).hexdigest()},
-        "gates": result["gates"], "claims": result["claims"], "findings": measurements["findings"],
-        "profiles": measurements["profiles"],
+        "measured": measurements["measured"], "units": measurements["units"], "gates": measurements["gates"],
+        "findings": raw(measurements["findings"]), "profiles": raw(measurements["profiles"]),
     })
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: non-finite numbers become null (the verdict already says so)."""
+def finite(value: Any) -> Any:
+    """Plain JSON has no NaN: non-finite numbers become null (the verdict already says so)."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -115,16 +113,57 @@ def dumps(record: dict[str, Any]) -> str:
     return "\n".join(out) + "\n"
 
 
-def read(slug: str, tier: str) -> dict[str, Any]:
-    """A stored record. Raises ValueError when it is not readable, FileNotFoundError when there is none."""
-    file = file_of(slug, tier)
+@cache
+def _validator(kind: str) -> jsonschema.Draft202012Validator:
+    schema = json.loads((Path(__file__).parent / "record.schema.json").read_text(encoding="utf-8"))
+    return jsonschema.Draft202012Validator({"$ref": f"#/$defs/{kind}", "$defs": schema["$defs"]})
+
+
+def fault(content: Any, kind: str, slug: str, tier: str) -> str:
+    """What is wrong with the content of a record ('measurements') or of its verdicts ('verdicts'); '' for nothing."""
+    error = jsonschema.exceptions.best_match(_validator(kind).iter_errors(content))
+    if error is not None:
+        where = ".".join(map(str, error.absolute_path))
+        return f"{where or 'it'}: {error.message[:200]}"
+    if (content["paper"], content["tier"]) != (slug, tier):
+        return f"it is of {content['paper']} at the {content['tier']} tier"
+    lists = [("findings", f["values"]) for f in content["findings"] if "values" in f]
+    lists += [("profiles", p["values"]) for p in content.get("profiles", [])]
+    if kind == "measurements":
+        lists += [(c, values) for c, arrays in content["measured"].items() for values in arrays.values()]
+        lists += list(content["gates"].items())
+    for where, values in lists:
+        if not all(v is None or type(v) in (int, float) for v in values):
+            return f"{where}: an array holds what is no number"
+    return ""
+
+
+def load(file: Path, kind: str, slug: str, tier: str, remedy: str) -> dict[str, Any]:
+    """Content of a record or verdicts file, in the very form in which it was written.
+
+    Raises:
+        ValueError: it is damaged, lacks fields or was edited by hand; the message ends with `remedy`.
+        FileNotFoundError: there is none.
+    """
+    name = file.relative_to(paths.ROOT).as_posix() if file.is_relative_to(paths.ROOT) else file.name
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text)
+        wrong = fault(content, kind, slug, tier)
+        if not wrong and dumps(content) != text:
+            wrong = "it is not in the form in which it was written: it was cut short or edited"
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file.name} is not valid JSON ({error}); rerun the paper: make rerun PAPER={slug} TIER={tier}") from None
-    if record.get("schema") != SCHEMA or record.get("paper") != slug:
-        raise ValueError(f"{file.name} is no record of {slug} with schema {SCHEMA}")
-    return record
+        wrong = f"not valid JSON ({error})"
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+        wrong = f"not readable ({error})"
+    if wrong:
+        raise ValueError(f"{name}: {wrong}; {remedy}")
+    return content
+
+
+def read(slug: str, tier: str) -> dict[str, Any]:
+    """A stored record. Raises ValueError when it is not usable, FileNotFoundError when there is none."""
+    return load(file_of(slug, tier), "measurements", slug, tier, f"rerun the paper: make rerun PAPER={slug} TIER={tier}")
 
 
 def replace(target: Path, content: bytes) -> None:
@@ -141,73 +180,70 @@ def replace(target: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def problems(slug: str, tier: str) -> list[str]:
-    """Why the stored evidence of a paper is not fresh; an empty list when it is."""
-    found = changes(slug, tier)
-    if not file_of(slug, tier).is_file() or not file_of(slug, tier, ".ipynb").is_file():
-        return found
+def problems(slug: str, tier: str, strict: bool = False) -> list[str]:
+    """Why the stored evidence of a paper is not fresh; an empty list when it is.
+
+    Args:
+        strict: what was run here but is not yet in dvc.lock is a problem too.
+    """
+    from layerbook import verdicts  # brings scipy: seconds that a check of hashes alone need not wait for
+
+    found = changes(slug, tier, strict)
     try:
-        return found + _redecide(slug, read(slug, tier)) + _source_differs(slug, file_of(slug, tier, ".ipynb"))
-    except (ValueError, cards.CardError):
-        return found
+        found += verdicts.problems(slug, tier)
+    except (ValueError, FileNotFoundError) as error:
+        found += [] if str(error) in found or not file_of(slug, tier).is_file() else [str(error)]
+    unrecorded = _unrecorded(slug, tier, (".verdicts.json",)) if strict else []
+    return found + [f"{text}: dvc repro decide" for text in unrecorded]
 
 
-def changes(slug: str, tier: str) -> list[str]:
-    """That part of `problems` which files and their hashes show, without deciding anything again."""
+def changes(slug: str, tier: str, strict: bool = False) -> list[str]:
+    """Why a paper has to run again, from files and their digests, without deciding anything; [] when it has not."""
     file, notebook = file_of(slug, tier), file_of(slug, tier, ".ipynb")
     missing = [f.name for f in (file, notebook) if not f.is_file()]
     if missing:
         return [f"results/{tier}/{name} is missing" for name in missing]
     try:
-        record = read(slug, tier)
-        now = inputs(slug)
-    except (ValueError, FileNotFoundError, cards.CardError) as error:
+        record, now = read(slug, tier), measured_by(slug)
+        out = _differences(record["measured_by"], now) + other_parameters(slug, tier, record["parameters"])
+        if digests.of_notebook(notebook) != now[f"notebooks/{slug}.ipynb"]:
+            out.append(f"{notebook.name}: its code cells are not those of notebooks/{slug}.ipynb")
+    except (ValueError, FileNotFoundError, SyntaxError) as error:
         return [str(error)]
-    then = record["inputs"]
-    out = [f"{name} changed since the run" for name in sorted(set(then) & set(now)) if then[name] != now[name]]
-    out += [f"{name} was not an input of the run" for name in sorted(set(now) - set(then))]
-    out += [f"{name} is no longer an input" for name in sorted(set(then) - set(now))]
     if sha256(notebook) != record["notebook"]["sha256"]:
         out.append(f"results/{tier}/{slug}.ipynb is not the notebook that this record was made with")
+    if strict or not receipts.holds(slug, tier):
+        out += _unrecorded(slug, tier, (".json", ".ipynb"))
     return out
 
 
-def _redecide(slug: str, record: dict[str, Any]) -> list[str]:
-    """Recompute every verdict from the stored values: an edited verdict cannot stay unseen."""
-    from layerbook import claims
+def _differences(then: dict[str, str], now: dict[str, str]) -> list[str]:
+    out = [f"{name} changed since the run" for name in sorted(set(then) & set(now)) if then[name] != now[name]]
+    out += [f"{name} was not an input of the run" for name in sorted(set(now) - set(then))]
+    return out + [f"{name} is no longer an input" for name in sorted(set(then) - set(now))]
 
-    card = deps.card(slug)
-    tests = {c["id"]: claims.control_tests(c, {d["id"]: d for d in card["claims"]}) for c in card["claims"]}
-    measured: dict[str, dict[str, list[float]]] = {}
-    nan = lambda values: [math.nan if v is None else v for v in values]  # noqa: E731
-    for row in record["claims"]:
-        if row["id"] not in tests:
-            return [f"{row['id']} is in the record but not in the card"]
-        arrays = {}
-        for test, values in zip(tests[row["id"]], [row["values"], *(a["values"] for a in row["also"])], strict=False):
-            if values:
-                arrays.setdefault(test.get("of", ""), nan(values))
-        if arrays:
-            measured[row["id"]] = arrays
-    gates = {g["id"]: nan(g["values"]) for g in record["gates"]}
-    again = claims.decide(card, measured, gates, record["tier"])["claims"]
-    stored = {r["id"]: r for r in record["claims"]}
-    out = [f"{r['id']} is in the card but not in the record" for r in again if r["id"] not in stored]
-    for r in again:
-        if r["id"] in stored and (r["verdict"] != stored[r["id"]]["verdict"] or not _close(r, stored[r["id"]])):
-            out.append(f"{r['id']}: its stored verdict ({stored[r['id']]['verdict']}) does not follow from its stored values "
-                       f"({r['verdict']})")
+
+def expected_parameters(slug: str, tier: str) -> dict[str, Any]:
+    """Parameters with which evidence is made: the notebook's own defaults, then params.yaml, at this tier."""
+    file = paths.ROOT / "params.yaml"
+    stored = deps.fast_yaml(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return method.defaults(slug) | dict((stored or {}).get("papers", {}).get(slug) or {}) | {"tier": tier}
+
+
+def other_parameters(slug: str, tier: str, ran: dict[str, Any]) -> list[str]:
+    """Which parameters of a run are not those with which evidence is made."""
+    wanted = expected_parameters(slug, tier)
+    say = lambda values, name: repr(values[name]) if name in values else "nothing"  # noqa: E731
+    return [f"parameter {name} was {say(ran, name)} in the run, but notebook and params.yaml give {say(wanted, name)}"
+            for name in sorted({*ran, *wanted}) if name not in ran or name not in wanted or ran[name] != wanted[name]]
+
+
+def _unrecorded(slug: str, tier: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Which of a paper's stored files are not those that dvc.lock records."""
+    locked, out = receipts.locked(), []
+    for suffix in suffixes:
+        file = file_of(slug, tier, suffix)
+        name = file.relative_to(paths.ROOT).as_posix()
+        if name in locked and file.is_file() and receipts.md5(file) != locked[name]:
+            out.append(f"{name} is not the file that dvc.lock records")
     return out
-
-
-def _close(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    flat = lambda r: [r["estimate"], *(r["interval"] or [])]  # noqa: E731
-    x, y = flat(a), flat(b)
-    return len(x) == len(y) and all((u is None) == (v is None) and (u is None or math.isclose(u, v, rel_tol=1e-6, abs_tol=1e-12))
-                                    for u, v in zip(x, y, strict=True))
-
-
-def _source_differs(slug: str, executed: Path) -> list[str]:
-    source = [c.source for c in method.read(paths.NOTEBOOKS / f"{slug}.ipynb").cells]
-    ran = [c.source for c in method.read(executed).cells if "injected-parameters" not in c.metadata.get("tags", [])]
-    return [] if source == ran else [f"{executed.name}: its cells are not those of notebooks/{slug}.ipynb"]

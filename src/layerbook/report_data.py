@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from layerbook import cards, paths
+from layerbook import cards, paths, record, verdicts
 from layerbook.claims import control_tests
 
 FAMILIES: list[str] = cards.schema()["properties"]["family"]["enum"]
@@ -87,14 +86,32 @@ class Paper:
         return Counter(c["verdict"] for c in self.claims(tier) if c["kind"] in PROPER)
 
 
+def evidence(file: Path, card: dict[str, Any], tier: str) -> dict[str, Any]:
+    """Record and verdicts of a paper as one. Raises BookError that says which file is at fault and what to do."""
+    slug, contents = file.stem, []
+    for path, kind, remedy in (
+        (file, "measurements", f"run it again: make rerun PAPER={slug} TIER={tier}"),
+        (file.with_name(f"{slug}{verdicts.SUFFIX}"), "verdicts", f"decide again: layerbook decide {slug}"),
+    ):
+        try:
+            contents.append(record.load(path, kind, slug, tier, remedy))
+        except FileNotFoundError:
+            raise BookError(f"results/{tier}/{path.name} is missing; {remedy}") from None
+        except ValueError as error:
+            raise BookError(str(error)) from None
+    return verdicts.joined(*contents, card)
+
+
 def load(root: Path = paths.ROOT) -> list[Paper]:
     """Every paper that has a card and at least one record, by family and then by name. Raises cards.CardError."""
     papers = []
     for path in sorted((root / "notebooks").glob("*.yaml")):
         files = {tier: root / "results" / tier / f"{path.stem}.json" for tier in TIERS}
-        records = {t: json.loads(f.read_text(encoding="utf-8")) for t, f in files.items() if f.is_file()}
+        found = {t: f for t, f in files.items() if f.is_file()}
         prose = root / "book" / "discussion" / f"{path.stem}.yaml"
-        if records:
+        if found:
             discussion = (read_yaml(prose) or {}) if prose.is_file() else {}
-            papers.append(Paper(path.stem, cards.read(path), records, discussion))
+            card = cards.read(path)
+            records = {t: evidence(f, card, t) for t, f in found.items()}
+            papers.append(Paper(path.stem, card, records, discussion))
     return sorted(papers, key=lambda p: (FAMILIES.index(p.card["family"]), p.short.lower()))

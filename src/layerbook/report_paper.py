@@ -10,6 +10,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+from layerbook import pagecells
 from layerbook import report_html as h
 from layerbook.report_data import BookError, Paper
 from layerbook.tables import gate_state
@@ -32,11 +33,18 @@ def _markdown(cell_id: str, text: str) -> NotebookNode:
 
 
 def read_notebook(root: Path, paper: Paper, tier: str) -> NotebookNode:
-    """The executed notebook of a tier; BookError when it is missing."""
-    path = root / "results" / tier / f"{paper.slug}.ipynb"
+    """The source notebook with the outputs of a tier's run; BookError when that ran other code or is missing."""
+    path, source = root / "results" / tier / f"{paper.slug}.ipynb", root / "notebooks" / f"{paper.slug}.ipynb"
+    again = f"make rerun PAPER={paper.slug} TIER={tier}"
     if not path.is_file():
-        raise BookError(f"{path.name} is missing beside its record: make rerun PAPER={paper.slug} TIER={tier}")
-    return nbformat.read(path, as_version=4)
+        raise BookError(f"{path.name} is missing beside its record: {again}")
+    notebook = nbformat.read(path, as_version=4)
+    try:
+        cells = pagecells.merged(nbformat.read(source, as_version=4), notebook)
+    except pagecells.CellsDiffer as error:
+        raise BookError(f"results/{tier}/{path.name}: {error}; run it again: {again}") from None
+    notebook.cells = pagecells.with_current_tables(cells, paper.card, paper.records[tier])
+    return notebook
 
 
 def images(cells: list[NotebookNode]) -> list[tuple[str, str]]:
@@ -190,6 +198,7 @@ def _rerun(paper: Paper, tier: str) -> str:
         ("executed notebook", f"../../results/{tier}/{slug}.ipynb"),
         ("card", f"../../notebooks/{slug}.yaml"),
         ("record", f"../../results/{tier}/{slug}.json"),
+        ("verdicts", f"../../results/{tier}/{slug}.verdicts.json"),
     ]
     links = ", ".join(f"{{download}}`{name} <{target}>`" for name, target in files)
     rows = [("", [f"<code>{name}</code>", h.inline((spec or {}).get("help"))]) for name, spec in options.items()]

@@ -23,6 +23,8 @@ from torch.nn import functional as F
 
 from layerbook import inputs, training
 
+NETWORK = "resnet20"  # the name of its folder and of its stage in the pipeline
+
 
 @dataclass(frozen=True)
 class Recipe:

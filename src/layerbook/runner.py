@@ -18,7 +18,7 @@ from typing import Any
 
 import nbformat
 
-from layerbook import deps, paths, record
+from layerbook import deps, paths, receipts, record
 
 MAX_BYTES = 400_000
 MEMORY_HINT = "it ran out of memory: close other programs, run fewer papers at once (-j 1) or use a smaller tier\n"
@@ -174,17 +174,31 @@ def run(slug: str, tier: str = "cpu", overrides: dict[str, Any] | None = None, w
 
 
 def _run(slug: str, parameters: dict[str, Any], write: bool, how: dict[str, Any]) -> dict[str, Any]:
-    before = record.inputs(slug)
+    from layerbook import verdicts  # brings scipy
+
+    before = record.measured_by(slug)
     with tempfile.TemporaryDirectory(dir=paths.ROOT / "build", prefix=f"run-{slug}-") as folder:
         notebook, measurements, seconds = execute(slug, parameters, Path(folder), **how)
-    if record.inputs(slug) != before:
+    if record.measured_by(slug) != before:
         raise RunError(f"{slug}: an input changed while the notebook ran, so its result belongs to neither version; "
                        "run it again")
     text = (nbformat.writes(notebook, indent=1) + "\n").encode()
     if len(text) > MAX_BYTES:
         raise RunError(f"{slug}: the executed notebook has {len(text):,} bytes, more than {MAX_BYTES:,}; draw smaller figures")
-    result = record.build(measurements, before, seconds, text)
-    if write and not measurements["dry"] and measurements["tier"] in record.TIERS:
-        record.replace(record.file_of(slug, measurements["tier"], ".ipynb"), text)
-        record.replace(record.file_of(slug, measurements["tier"]), record.dumps(result).encode())
-    return result
+    found, card, tier = record.build(measurements, before, seconds, text), deps.card(slug), measurements["tier"]
+    if not write or measurements["dry"] or tier not in record.TIERS or other_parameters(slug, found):
+        return verdicts.joined(found, verdicts.decide(card, found, measurements["dry"]), card)
+    wrong = record.fault(found, "measurements", slug, parameters["tier"])
+    if wrong:
+        raise RunError(f"{slug}: what the run handed over is no record: {wrong}; stored results are unchanged")
+    decided = verdicts.build(found)
+    record.replace(record.file_of(slug, tier, ".ipynb"), text)
+    record.replace(record.file_of(slug, tier), record.dumps(found).encode())
+    record.replace(verdicts.file_of(slug, tier), record.dumps(decided).encode())
+    receipts.leave(slug, tier)
+    return verdicts.joined(found, decided, card)
+
+
+def other_parameters(slug: str, found: dict[str, Any]) -> list[str]:
+    """In which parameters a run was not the one that notebook and params.yaml describe: such a run is no evidence."""
+    return record.other_parameters(slug, found["tier"], found["parameters"])

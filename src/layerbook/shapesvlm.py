@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from layerbook import shapes, training
 
+NETWORK = "shapes-vlm"  # the name of its folder and of its stage in the pipeline
+
 NAME = "shapes-vlm"
 SAMPLES = {"query": "what color is the circle ? (or: what shape is the red object ?)", "choose": "is the circle red or blue ?",
            "verify": "is the circle red ?", "place": "is the circle left or right ?"}  # fmt: skip

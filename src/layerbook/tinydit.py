@@ -27,6 +27,8 @@ from torch.nn import functional as F
 from layerbook import inputs, training
 from layerbook.diffusion import STEPS, diffuse, levels, linear_noise, sample, waves
 
+NETWORK = "tiny-dit"  # the name of its folder and of its stage in the pipeline
+
 SIZE, PATCH = 14, 2  # pixels a side of an image, and of a token
 KINDS = ("shirt", "trousers", "pullover", "dress", "coat", "sandal", "blouse", "sneaker", "bag", "boot")
 WORDS = ("dark", "grey", "bright", "slim", "medium", "wide", *KINDS)

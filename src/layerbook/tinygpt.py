@@ -18,6 +18,8 @@ from torch import Tensor
 
 from layerbook import training
 
+NETWORK = "tiny-gpt2"  # the name of its folder and of its stage in the pipeline
+
 # One template is one family of prompts. {a}, {b}: the two names in order of appearance; {s}: the one named again
 # (the giver). The sentence breaks off before the indirect object, which is the other name.
 TEMPLATES = (

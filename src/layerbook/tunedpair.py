@@ -24,6 +24,8 @@ from torch import Tensor
 from layerbook import inputs, training
 from layerbook.instructions import BOS, LONGEST, PAD, STOP, TASKS, WIDEST, Example, Roles, World, roles
 
+NETWORK = "tuned-pair"  # the name of its folder and of its stage in the pipeline
+
 KINDS = ("base", "tuned", "control")
 IGNORED = -100  # label of tokens without loss
 
