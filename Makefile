@@ -39,7 +39,7 @@ repro-all: data ## run everything again, stale or not
 
 rerun: data ## one paper at one tier: make rerun PAPER=relp TIER=cpu
 	layerbook rerun $(PAPER) --tier $(TIER)
-	@if [ "$(TIER)" = cpu ]; then dvc commit -q -f $(PAPER) && dvc repro -q report; fi
+	@if [ "$(TIER)" = cpu ]; then dvc repro -q -s digests && dvc commit -q -f $(PAPER) && dvc repro -q report; fi
 
 run: data ## every stale paper, JOBS at once on warm kernels: make run JOBS=2
 	@layerbook sync

@@ -12,7 +12,7 @@ import time
 import pytest
 from ruamel.yaml import YAML
 
-from layerbook import cards, cli, driver, kernels, pipeline, progress, record, runner, toy
+from layerbook import cards, cli, driver, kernels, pipeline, progress, record, runner, toy, verdicts
 
 
 @pytest.fixture
@@ -27,7 +27,8 @@ def many(house, shell):
 
 
 def stages(house):
-    out = {slug: pipeline.of_paper(slug) for slug in cards.slugs()}
+    out = {"digests": pipeline.of_digests() | {"deps": ["notebooks"]}}
+    out |= {slug: pipeline.of_paper(slug) for slug in cards.slugs()}
     results = [f"results/cpu/{slug}.json" for slug in cards.slugs()]
     (house.root / "sum.py").write_text("import glob, pathlib\n"
                                        "pathlib.Path('sum.txt').write_text(str(len(glob.glob('results/cpu/*.json'))))\n")
@@ -69,10 +70,13 @@ def test_all_stale_papers_run_and_dvc_has_nothing_left(many, shell, capsys):
     assert nothing_to_do(many, shell)
     before = many.results()
     assert cli.main(["run"]) == 0 and "nothing to do" in capsys.readouterr().out
-    many.paper("two", extra="# another word")  # one source changes: one paper runs, two stay as they are
+    many.paper("two", extra="word = 1")  # one source changes: one paper runs, two stay as they are
     assert cli.main(["run"]) == 0 and "1 of 1 papers" in capsys.readouterr().out
     after = many.results()
-    assert {n for n in after if after[n] != before[n]} == {"cpu/two.ipynb", "cpu/two.json"}
+    assert {n for n in after if after[n] != before[n]} <= {"cpu/two.ipynb", "cpu/two.json"}
+    assert after["cpu/two.json"] != before["cpu/two.json"]
+    many.paper("two", extra="word = 1  # a comment")
+    assert cli.main(["run"]) == 0 and "nothing to do" in capsys.readouterr().out
     assert nothing_to_do(many, shell)
     file = many.root / "params.yaml"
     file.write_text(file.read_text().replace("one:\n    seed: 0", "one:\n    seed: 7"))
@@ -97,20 +101,29 @@ def test_named_papers_run_even_when_fresh_and_unknown_ones_are_refused(house, ca
     assert "no paper is called toys; there are toy" in capsys.readouterr().err
 
 
-def test_an_edited_verdict_is_run_again_and_not_recorded(many, shell):
+def test_an_edited_value_is_run_again_and_an_edited_verdict_decided_again(many, shell, capsys):
     assert cli.main(["run"]) == 0
     file = many.root / "results/cpu/one.json"
-    honest = file.read_text()
-    file.write_text(honest.replace('"reproduced"', '"weaker"', 1))
-    assert cli.main(["run"]) == 0
-    assert '"weaker"' not in file.read_text() and record.problems("one", "cpu") == []
+    honest = json.loads(file.read_text())
+    forged = json.loads(file.read_text())
+    forged["measured"]["C1"]["gain"] = [2.0 + k / 10 for k in range(8)]
+    file.write_text(record.dumps(forged))
+    verdicts.write("one", "cpu")  # so that every number follows from the forged ones
+    capsys.readouterr()
+    assert cli.main(["run"]) == 0 and "1 of 1 papers" in capsys.readouterr().out
+    assert json.loads(file.read_text())["measured"] == honest["measured"] and record.problems("one", "cpu", strict=True) == []
+    file = many.root / "results/cpu/one.verdicts.json"
+    whole = file.read_text()
+    file.write_text(whole.replace('"reproduced"', '"weaker"', 1))
+    assert cli.main(["decide"]) == 0 and file.read_text() == whole
 
 
 def test_longest_first_and_no_more_memory_than_there_is(house, monkeypatch):
     for k, slug in enumerate(("a1", "a2", "a3")):
         house.paper(slug)
         record.replace(record.file_of(slug, "cpu"), json.dumps(
-            {"schema": 1, "paper": slug, "seconds": 10.0 * (k + 1), "peak_memory_mb": 600}).encode())
+            {"schema": 2, "paper": slug, "seconds": 10.0 * (k + 1), "peak_memory_mb": 600}).encode())
+    monkeypatch.setattr(record, "read", lambda slug, tier: json.loads(record.file_of(slug, tier).read_text()))
     jobs = driver.plan(["a1", "a2", "a3", "toy"], "cpu")
     assert [j.slug for j in jobs] == ["toy", "a3", "a2", "a1"] and jobs[0].seconds == driver.SECONDS
     now, most = [], []
@@ -178,7 +191,8 @@ def test_a_driver_killed_in_mid_run_loses_nothing_that_was_finished(many, shell)
     kept = many.results()
     os.kill(child.pid, signal.SIGKILL)
     child.communicate()
-    assert many.results() == kept and sorted(kept) == [f"cpu/{s}.{e}" for s in ("one", "toy") for e in ("ipynb", "json")]
+    kinds = ("ipynb", "json", "verdicts.json")
+    assert many.results() == kept and sorted(kept) == [f"cpu/{s}.{e}" for s in ("one", "toy") for e in kinds]
     many.paper("two")
     assert cli.main(["run"]) == 0  # only what was lost runs: the others' bytes stay
     assert {n: v for n, v in many.results().items() if "two" not in n} == kept
@@ -228,14 +242,14 @@ def test_a_lock_of_a_dead_process_is_no_obstacle(many, shell):
     (many.root / ".dvc/tmp/rwlock").write_text(holds(many, dead.pid))
     (many.root / ".dvc/tmp/lock").write_text(f"{dead.pid}\n")
     (many.root / "build/locks/driver.lock").write_text(f"{dead.pid}\n")
-    many.paper("two", extra="# another word")
+    many.paper("two", extra="word = 1")
     assert cli.main(["run"]) == 0 and nothing_to_do(many, shell)
 
 
 def test_a_live_dvc_process_is_named_and_nothing_runs_beside_it(many, capsys):
     assert cli.main(["run"]) == 0
     before = many.results()
-    many.paper("two", extra="# another word")
+    many.paper("two", extra="word = 1")
     (many.root / ".dvc/tmp/rwlock").write_text(holds(many, os.getpid()))
     code = cli.main(["run"])
     assert code == 1 and "another DVC process is at work" in capsys.readouterr().err
@@ -274,7 +288,7 @@ def test_a_full_disk_loses_nothing(house, shell):
         room = os.statvfs(house.root / "results")
         (house.root / "results" / "filler").write_bytes(b"0" * (room.f_bavail * room.f_frsize))
         with pytest.raises(runner.RunError, match="disk is full"):
-            runner.run("toy", overrides={"seed": 3})
+            runner.run("toy")
         assert {n: v for n, v in house.results().items() if n != "filler"} == before
     finally:
         shell("umount", str(house.root / "results"), cwd=house.root)
@@ -284,7 +298,7 @@ def test_a_clock_set_back_deceives_nobody(house):
     runner.run("toy")
     file = house.root / "notebooks/toy.ipynb"
     stamp = file.stat()
-    house.paper(extra="# an other word"[:14].ljust(4))
+    house.paper(extra="_ = 1")
     os.utime(file, ns=(0, 0))  # the clock stood in 1970 when this was written
     assert any("toy.ipynb changed" in p for p in record.problems("toy", "cpu"))
     runner.run("toy")
@@ -298,7 +312,7 @@ def test_same_size_same_time_other_content_is_seen(house):
     assert record.problems("toy", "cpu") == []
     file = house.root / "notebooks/toy.yaml"
     stamp = file.stat()
-    file.write_text(file.read_text().replace("Numbers are drawn.", "Numbers are bound."))
+    file.write_text(file.read_text().replace("max: 10", "max: 19"))
     os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert any("toy.yaml changed" in p for p in record.problems("toy", "cpu"))
 

@@ -18,13 +18,18 @@ def test_dvc_yaml_is_what_the_notebooks_import():
     assert pipeline.sync(check=True) == "", "run 'layerbook sync'"
 
 
-def test_every_stage_of_a_paper_lists_its_own_inputs():
+def test_a_papers_stage_depends_on_its_digest_and_its_data_alone():
     stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
-    for slug in ("relp", "layerwise-quant", "noprop", "projection-head"):
+    for slug in cards.slugs():
         listed = stages[slug]["deps"]
-        assert {f"notebooks/{slug}.ipynb", f"notebooks/{slug}.yaml", "src/layerbook/claims.py"} <= set(listed)
-        assert not any("report" in d for d in listed), "the book's renderer decides nothing about a result"
+        assert f"build/digests/{slug}.json" in listed
+        assert all(d.startswith(("build/digests/", "build/prepared/", "results/models/")) for d in listed), listed
     assert "build/prepared/smollm2" in stages["relp"]["deps"] and "build/prepared/fashion-mnist" in stages["noprop"]["deps"]
+    for name in deps.trained():
+        assert f"build/digests/train-{name}.json" in stages[f"train-{name}"]["deps"]
+    assert "build/digests/decide.json" in stages["decide"]["deps"] and "results/cpu/relp.json" in stages["decide"]["deps"]
+    shown = stages["report"]["deps"]
+    assert {"notebooks/relp.yaml", "notebooks/relp.ipynb", "results/cpu/relp.verdicts.json", "book/discussion"} <= set(shown)
 
 
 def test_the_comparison_reads_scores_alone_and_needs_all_its_papers(monkeypatch):
@@ -37,69 +42,142 @@ def test_the_comparison_reads_scores_alone_and_needs_all_its_papers(monkeypatch)
     assert not any(name.startswith(("collect-", "compare-")) for name in rest) and pipeline.COMPARISON not in rest["report"]["deps"]
 
 
-def test_imports_are_followed(tmp_path, monkeypatch):
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
+    """A package of this name with nothing in it; gives a function that writes one of its files."""
     package = tmp_path / "src" / "layerbook"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (package / "a.py").write_text("from layerbook import b\n")
-    (package / "b.py").write_text("def f():\n    import layerbook.c\n")
-    (package / "c.py").write_text("from os import path\n")
-    (package / "d.py").write_text("")
+
+    def write(name, text=""):
+        file = package / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    write("__init__.py")
     monkeypatch.setattr(paths, "ROOT", tmp_path)
+    return write
+
+
+def closed(*names):
+    base = paths.ROOT / "src" / "layerbook"
+    return [f.relative_to(base).as_posix() for f in deps.closure(names)]
+
+
+def test_imports_are_followed(scratch):
+    scratch("a.py", "from layerbook import b\n")
+    scratch("b.py", "def f():\n    import layerbook.c\n")
+    scratch("c.py", "from os import path\n")
+    scratch("d.py")
     assert [f.stem for f in deps.closure(deps.imported("from layerbook import a"))] == ["__init__", "a", "b", "c"]
     assert [f.stem for f in deps.closure(deps.imported("from layerbook.c import path"))] == ["__init__", "c"]
 
 
+def test_the_packages_above_a_module_are_inputs_with_all_that_they_import(scratch):
+    scratch("a/__init__.py", "from layerbook import c\n")
+    scratch("a/b.py")
+    scratch("c.py")
+    assert closed("layerbook.a.b") == ["__init__.py", "a/__init__.py", "a/b.py", "c.py"]
+    assert closed(*deps.imported("import layerbook.a.b as x")) == ["__init__.py", "a/__init__.py", "a/b.py", "c.py"]
+
+
+def test_relative_imports_are_followed(scratch):
+    scratch("a/__init__.py", "from .e import x\n")
+    scratch("a/b.py", "from . import c\nfrom .. import d\nfrom ..f import g\n")
+    for name in ("a/c.py", "a/e.py", "d.py", "f.py", "other.py"):
+        scratch(name)
+    assert closed("layerbook.a.b") == ["__init__.py", "a/__init__.py", "a/b.py", "a/c.py", "a/e.py", "d.py", "f.py"]
+
+
+def test_files_that_a_module_names_beside_itself_are_inputs(scratch):
+    scratch("a/__init__.py")
+    scratch("a/b.py", "from pathlib import Path\nSCHEMA = Path(__file__).parent / 'shape.json'\nT = 'forms'\n")
+    scratch("a/shape.json", "{}")
+    scratch("a/forms/page.html")
+    scratch("a/unused.json", "{}")
+    assert closed("layerbook.a.b") == ["__init__.py", "a/__init__.py", "a/b.py", "a/forms/page.html", "a/shape.json"]
+
+
+def test_networks_and_what_their_training_reads_are_derived(scratch):
+    scratch("inputs.py", "def bible():\n    return _prepared('web-bible')\n\n\ndef code(name):\n    return f'python-{name}'\n"
+                         "\n\ndef mnist():\n    return 'mnist'\n")
+    scratch("nets/__init__.py")
+    scratch("nets/one.py", "from layerbook import inputs\nfrom . import texts\nNETWORK = 'one'\n"
+                           "def make():\n    return map(inputs.code, 'abc')\n")
+    scratch("nets/texts.py", "from layerbook.inputs import bible\n")
+    scratch("nets/two.py", "from layerbook import inputs\nNETWORK = 'two'\n")
+    assert deps.trained() == {"one": "layerbook.nets.one", "two": "layerbook.nets.two"}
+    assert deps.read_by("two") == []
+    assert deps.read_by("one") == ["python-django", "python-networkx", "python-sympy", "web-bible"]
+    scratch("nets/three.py", "NETWORK = 'two'\n")
+    with pytest.raises(ValueError, match="both declare the network two"):
+        deps.trained()
+
+
+def test_dependencies_are_found_without_torch():
+    code = "import sys; from layerbook import digests, deps, pipeline; pipeline.stages(); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 @pytest.fixture
 def project(house, monkeypatch):
-    """A root with git, DVC, its own copy of the package, and two papers of which one imports a helper more."""
+    """A root with git, DVC, its own copy of the package, and two papers of which one imports a method's module more."""
     (house.root / "src").unlink()
     shutil.copytree(ROOT / "src" / "layerbook", house.root / "src" / "layerbook", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / ".dvcignore", house.root)
     house.paper("plain")
-    house.paper("drawn", extra="from layerbook import plots")
+    house.paper("drawn", extra="from layerbook import plots, sweeps")
     (house.root / "notebooks" / "toy.yaml").unlink()
     (house.root / "notebooks" / "toy.ipynb").unlink()
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(house.root / "src"))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
     subprocess.run(["git", "init", "-q"], cwd=house.root, check=True)
-    subprocess.run([*DVC, "init", "-q"], cwd=house.root, check=True)
+    subprocess.run([*DVC, "init", "-q", "-f"], cwd=house.root, check=True)
     pipeline.sync()
-    subprocess.run([*DVC, "repro", "-q", "plain", "drawn"], cwd=house.root, check=True)
+    subprocess.run([*DVC, "repro", "-q", "decide"], cwd=house.root, check=True)
     return house
 
 
 def stale(project) -> set[str]:
+    """Stages that a `dvc repro` would run after the digests are made anew."""
     import json
 
-    out = subprocess.run([*DVC, "status", "--json", "plain", "drawn"], cwd=project.root, capture_output=True, text=True, check=True)
-    return set(json.loads(out.stdout))
+    subprocess.run([*DVC, "repro", "-q", "-s", "digests"], cwd=project.root, check=True)
+    command = [*DVC, "status", "--json", "plain", "drawn", "decide"]
+    return set(json.loads(subprocess.run(command, cwd=project.root, capture_output=True, text=True, check=True).stdout))
 
 
-def test_stale_is_exactly_what_imports_the_edited_file(project):
+def test_stale_is_exactly_what_an_edit_can_change(project):
     assert stale(project) == set()
     lock, results = (project.root / "dvc.lock").read_bytes(), project.results()
-    subprocess.run([*DVC, "repro", "-q", "plain", "drawn"], cwd=project.root, check=True)
+    subprocess.run([*DVC, "repro", "-q", "decide"], cwd=project.root, check=True)
     assert (project.root / "dvc.lock").read_bytes() == lock and project.results() == results, "a no-op changes nothing"
 
-    helper = project.root / "src" / "layerbook" / "plots.py"
-    original = helper.read_bytes()
-    helper.write_bytes(original + b"\n# edited\n")
-    assert stale(project) == {"drawn"}
-    helper.write_bytes(original)
-    engine = project.root / "src" / "layerbook" / "claims.py"
-    original = engine.read_bytes()
-    engine.write_bytes(original + b"\n# edited\n")
-    assert stale(project) == {"plain", "drawn"}
-    engine.write_bytes(original)
-    for other in ("report.py", "scaffold.py"):
-        (project.root / "src" / "layerbook" / other).write_text("# edited\n")
-    assert stale(project) == set()
+    source = project.root / "src" / "layerbook"
 
-    project.paper("plain", extra="pass  # edited")
+    def after(edit, name):
+        file = source / name if name.endswith(".py") else project.root / "notebooks" / name
+        original = file.read_text()
+        file.write_text(edit(original))
+        assert file.read_text() != original
+        found = stale(project)
+        file.write_text(original)
+        return found
+
+    for shown in ("tables.py", "plots.py", "report.py", "scaffold.py"):
+        assert after(lambda text: text + "\nX = 1\n", shown) == set(), shown
+    assert after(lambda text: text + "\n# a comment\n", "sweeps.py") == set()
+    assert after(lambda text: text.replace("Numbers are drawn.", "Numbers were drawn."), "plain.yaml") == set()
+    assert after(lambda text: text.replace("# A paper", "#  A paper"), "plain.ipynb") == set()
+    assert after(lambda text: text + "\nX = 1\n", "claims.py") == {"decide"}
+    assert after(lambda text: text.replace("above: 0.5", "above: 0.4"), "plain.yaml") == {"decide"}
+    assert after(lambda text: text + "\nX = 1\n", "sweeps.py") == {"drawn"}
+    assert after(lambda text: text + "\nX = 1\n", "paper.py") == {"plain", "drawn"}
+
+    project.paper("plain", extra="word = 1")
     assert stale(project) == {"plain"}
-    subprocess.run([*DVC, "repro", "-q", "plain", "drawn"], cwd=project.root, check=True)
-    after = project.results()
-    assert after["cpu/drawn.json"] == results["cpu/drawn.json"] and after["cpu/plain.json"] != results["cpu/plain.json"]
+    subprocess.run([*DVC, "repro", "-q", "decide"], cwd=project.root, check=True)
+    new = project.results()
+    assert new["cpu/drawn.json"] == results["cpu/drawn.json"] and new["cpu/plain.json"] != results["cpu/plain.json"]
 
 
 def test_environment_and_lock_are_in_step():

@@ -19,6 +19,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from layerbook import cards, outcomes, paths, report, report_data, report_html, report_pages, report_paper
+from layerbook import record as records
 
 ALT = "A made-up image of four black pixels for the tests."
 CARD: dict[str, Any] = {
@@ -107,13 +108,13 @@ def make_root(root: Path, gpu: bool = False) -> Path:
         result("R1", "not reproduced", 0.4, [0.3, 0.5]),
     ]
     record = {
-        "schema": 1,
+        "schema": 2,
         "paper": "toy-paper",
         "seconds": 61.2,
         "peak_memory_mb": 1830,
         "device": "cpu, 2 threads",
     }
-    record |= {"tier": "cpu", "versions": {"python": "3.11"}, "gates": [], "claims": rows}
+    record |= {"tier": "cpu", "versions": {"python": "3.11", "torch": "2"}, "gates": [], "claims": rows}
     record["findings"] = [{"name": "F1", "statement": "passes", "n": 1, "values": [2.0], "estimate": 2.0, "interval": None}]
     for tier in ("cpu", "gpu") if gpu else ("cpu",):
         mine = copy.deepcopy(record)
@@ -123,8 +124,27 @@ def make_root(root: Path, gpu: bool = False) -> Path:
             mine["claims"][1] = result("C2", "reproduced", 0.01, [-0.05, 0.05])
         notebook = v4.new_notebook(cells=copy.deepcopy(cells))
         (root / f"results/{tier}/toy-paper.ipynb").write_text(nbformat.writes(notebook))
-        (root / f"results/{tier}/toy-paper.json").write_text(json.dumps(mine))
+        store(root, mine)
+    (root / "notebooks/toy-paper.ipynb").write_text(nbformat.writes(v4.new_notebook(cells=copy.deepcopy(cells))))
     return root
+
+
+def store(root: Path, evidence: dict[str, Any]) -> None:
+    """Write a record and its verdicts, given as one, in the two files in which they are kept."""
+    tier, digest = evidence["tier"], "0" * 64
+    head = {"schema": 2, "paper": "toy-paper", "tier": tier}
+    without = lambda row, *keys: {k: v for k, v in row.items() if k not in keys}  # noqa: E731
+    measured = head | {k: evidence[k] for k in ("seconds", "peak_memory_mb", "device", "versions")} | {
+        "parameters": {"tier": tier, "seed": 0, "device": "auto"} | evidence.get("parameters", {}),
+        "measured_by": {"notebook": digest}, "notebook": {"path": "", "sha256": digest},
+        "measured": {c["id"]: {"": c["values"]} for c in evidence["claims"] if c["values"]}, "units": {}, "gates": {},
+        "findings": [{k: f[k] for k in ("name", "statement", "values")} for f in evidence["findings"]],
+        "profiles": evidence.get("profiles", [])}
+    decided = head | {"decided_by": {"engine": digest}, "gates": [],
+                      "claims": [without(c, "values", "unit") for c in evidence["claims"]],
+                      "findings": [without(f, "values", "statement") for f in evidence["findings"]]}
+    (root / f"results/{tier}/toy-paper.json").write_text(records.dumps(measured))
+    (root / f"results/{tier}/toy-paper.verdicts.json").write_text(records.dumps(decided))
 
 
 @pytest.fixture
@@ -228,10 +248,10 @@ def test_metrics_count_claims_proper(root: Path) -> None:
 
 
 def test_a_record_that_the_card_does_not_register_is_refused(root: Path) -> None:
-    path = root / "results/cpu/toy-paper.json"
+    path = root / "results/cpu/toy-paper.verdicts.json"
     record = json.loads(path.read_text())
     record["claims"][0]["id"] = "C9"
-    path.write_text(json.dumps(record))
+    path.write_text(records.dumps(record))
     with pytest.raises(report.BookError, match="C9.*does not register.*make rerun"):
         report.render(root)
 
@@ -239,6 +259,38 @@ def test_a_record_that_the_card_does_not_register_is_refused(root: Path) -> None
 def test_a_record_without_its_notebook_is_refused(root: Path) -> None:
     (root / "results/cpu/toy-paper.ipynb").unlink()
     with pytest.raises(report.BookError, match="missing beside its record"):
+        report.render(root)
+
+
+def test_a_page_shows_the_source_as_it_is_and_the_verdicts_as_they_are_stored(root: Path) -> None:
+    """Text and comments come from the source, outputs from the run, the table of verdicts from what is stored."""
+    v4, executed, source = nbformat.v4, root / "results/cpu/toy-paper.ipynb", root / "notebooks/toy-paper.ipynb"
+    old = '<div aria-label="verdicts">not reproduced, said the run</div>'
+    notebooks = [nbformat.read(p, as_version=4) for p in (executed, source)]
+    given = v4.new_code_cell("seed = 3", id="given", metadata={"tags": ["injected-parameters"]})
+    ending = v4.new_code_cell("run.finish()", outputs=[v4.new_output("display_data", {"text/html": old})], id="end")
+    notebooks[0].cells[2:2] = [given]
+    notebooks[0].cells.append(ending)
+    notebooks[1].cells[0].source += "\n\nA word more."
+    notebooks[1].cells[2].source = "show()  # with a comment"
+    notebooks[1].cells += [v4.new_code_cell("# a comment alone", id="alone"), v4.new_code_cell("run.finish()", id="end")]
+    for path, notebook in zip((executed, source), notebooks, strict=True):
+        path.write_text(nbformat.writes(notebook))
+    report.render(root)
+    cells = nbformat.read(root / "book/papers/toy-paper.ipynb", as_version=4).cells
+    by_id = {c["id"]: c for c in cells}
+    assert "A word more." in cells[0].source and by_id["figure"].source == "show()  # with a comment"
+    assert "image/png" in by_id["figure"].outputs[0].data and [c["id"] for c in cells].index("given") == 4
+    shown = by_id["end"].outputs[0].data["text/html"]
+    assert "said the run" not in shown and "reason of C2" in shown and "passes" in shown
+    source.write_text(source.read_text().replace("show()", "show(1)"))
+    with pytest.raises(report.BookError, match="its code cells are not those of the source notebook; run it again: make rerun"):
+        report.render(root)
+
+
+def test_a_record_without_verdicts_says_how_to_decide(root: Path) -> None:
+    (root / "results/cpu/toy-paper.verdicts.json").unlink()
+    with pytest.raises(report.BookError, match="verdicts.json is missing; decide again: layerbook decide toy-paper"):
         report.render(root)
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from layerbook import cli, method, record, runner
+from layerbook import cards, cli, method, receipts, record, runner, verdicts
 
 FIRST: dict[str, bytes] = {}
 
@@ -27,11 +27,13 @@ def ran(house):
 
 def test_a_run_leaves_record_and_notebook(ran):
     found = ran.record()
-    for key in ("schema", "paper", "tier", "seconds", "peak_memory_mb", "device", "versions", "parameters", "inputs", "claims"):
+    for key in ("schema", "paper", "tier", "seconds", "peak_memory_mb", "device", "versions", "parameters", "measured_by"):
         assert key in found, key
-    assert {c["id"]: c["verdict"] for c in found["claims"]} == dict.fromkeys(("C1", "C2", "N1"), "reproduced")
-    assert len(found["claims"][0]["values"]) == 8
-    assert "notebooks/toy.ipynb" in found["inputs"] and "src/layerbook/claims.py" in found["inputs"]
+    decided = verdicts.read("toy", "cpu")
+    assert {c["id"]: c["verdict"] for c in decided["claims"]} == dict.fromkeys(("C1", "C2", "N1"), "reproduced")
+    assert len(found["measured"]["C1"]["gain"]) == 8 and "claims" not in found and "values" not in decided["claims"][0]
+    assert "notebooks/toy.ipynb" in found["measured_by"] and "src/layerbook/paper.py" in found["measured_by"]
+    assert "src/layerbook/claims.py" not in found["measured_by"] and "src/layerbook/claims.py" in decided["decided_by"]
     assert record.problems("toy", "cpu") == []
     text = (ran.root / "results/cpu/toy.ipynb").read_text()
     assert str(ran.root) not in text and "papermill" not in json.loads(text)["metadata"]
@@ -43,11 +45,12 @@ def test_two_runs_give_the_same_bytes(ran):
     after = ran.results()
     assert before["cpu/toy.ipynb"] == after["cpu/toy.ipynb"]
     old, new = json.loads(before["cpu/toy.json"]), json.loads(after["cpu/toy.json"])
-    assert old["claims"] == new["claims"] and old["inputs"] == new["inputs"]
+    assert old["measured"] == new["measured"] and old["measured_by"] == new["measured_by"]
+    assert before["cpu/toy.verdicts.json"] == after["cpu/toy.verdicts.json"]
 
 
 def test_parameters_and_other_seeds_reach_the_notebook(house):
-    found = runner.run("toy", overrides={"shift": -1.0, "seed": 1}, write=False)
+    found = runner.run("toy", overrides={"shift": -1.0, "seed": 1})
     assert found["parameters"]["seed"] == 1
     assert {c["id"]: c["verdict"] for c in found["claims"]}["C1"] == "not reproduced"
     assert house.results() == {}
@@ -94,7 +97,7 @@ def test_full_disk_while_storing_keeps_the_old_evidence(ran, monkeypatch):
 
     monkeypatch.setattr(record, "replace", full)
     with pytest.raises(runner.RunError, match="disk is full"):
-        runner.run("toy", overrides={"seed": 2})
+        runner.run("toy")
     assert ran.results() == before
 
 
@@ -121,46 +124,118 @@ def test_a_killed_run_leaves_the_old_evidence_and_the_next_carries_on(ran):
     child.wait()
     assert ran.results() == before
     ran.paper()
-    runner.run("toy", overrides={"seed": 5})
+    (ran.root / "params.yaml").write_text("papers: {toy: {seed: 5}}\n")
+    runner.run("toy")
     assert record.problems("toy", "cpu") == [] and ran.record()["parameters"]["seed"] == 5
 
 
 def test_an_input_that_changes_during_the_run_is_caught(ran):
     before = ran.results()
-    ran.paper(extra="from layerbook import paths; p = paths.NOTEBOOKS / 'toy.yaml'; p.write_text(p.read_text() + '# later\\n')")
+    ran.paper(extra="from layerbook import paths; p = paths.NOTEBOOKS / 'toy.yaml'; "
+                    "p.write_text(p.read_text().replace('max: 10', 'max: 11'))")
     with pytest.raises(runner.RunError, match="changed while the notebook ran"):
         runner.run("toy")
     assert ran.results() == before
 
 
-def edit(house, change):
-    file = house.root / "results/cpu/toy.json"
+def edit(house, change, suffix=".json"):
+    """Problems of the evidence after a change of one of its files, which keeps the form in which it was written."""
+    file = house.root / f"results/cpu/toy{suffix}"
     data = json.loads(file.read_text())
     change(data)
-    file.write_text(json.dumps(data))
+    file.write_text(record.dumps(data))
     return " ".join(record.problems("toy", "cpu"))
 
 
-def test_an_edited_verdict_is_caught(ran):
-    assert "does not follow from its stored values" in edit(ran, lambda d: d["claims"][2].update(verdict="not reproduced"))
+DECIDED = ".verdicts.json"
+
+
+@pytest.mark.parametrize("change", [
+    lambda d: d["claims"][2].update(verdict="not reproduced"), lambda d: d["claims"][0].update(reason="because"),
+    lambda d: d["claims"][0].update(p=0.5), lambda d: d["claims"][0].update(interval=[0.9, 1.1]),
+    lambda d: d["claims"][0].update(estimate=9.99), lambda d: d["gates"][0].update(met=False),
+    lambda d: d["findings"][0].update(estimate=9.99), lambda d: d["findings"][0].update(interval=[9.0, 10.0]),
+], ids=["verdict", "reason", "p", "interval", "estimate", "gate", "finding", "its interval"])
+def test_whatever_was_decided_and_then_edited_is_caught(house, change):
+    house.paper(extra="run.finding('height', 'of something', [1.0, 2.0, 4.0])")
+    runner.run("toy")
+    assert record.problems("toy", "cpu") == []
+    text = edit(house, change, DECIDED)
+    assert "does not follow from its stored values" in text and "layerbook decide toy" in text
+    assert cli.main(["decide", "toy"]) == 0 and record.problems("toy", "cpu") == []
 
 
 def test_edited_values_are_caught(ran):
-    assert "does not follow" in edit(ran, lambda d: d["claims"][0].update(values=[9.0 + k for k in range(8)]))
+    assert "does not follow" in edit(ran, lambda d: d["measured"]["C1"].update(gain=[9.0 + k for k in range(8)]))
 
 
-def test_a_claim_dropped_from_the_record_is_caught(ran):
-    assert "in the card but not in the record" in edit(ran, lambda d: d["claims"].pop())
+@pytest.mark.parametrize("key", ["findings", "parameters", "seconds", "gates", "measured", "measured_by", "versions", "profiles"])
+def test_a_record_that_lacks_a_field_is_refused(ran, key):
+    assert "is a required property" in edit(ran, lambda d: d.pop(key))
 
 
-def test_hashes_that_do_not_match_are_caught(ran):
-    assert "changed since the run" in edit(ran, lambda d: d["inputs"].update({"notebooks/toy.yaml": "0" * 64}))
+@pytest.mark.parametrize("change", [
+    lambda d: d.update(note="mine"), lambda d: d.update(seconds="long"), lambda d: d["measured"]["C1"].update(gain=["1"] * 8),
+    lambda d: d.update(paper="other"), lambda d: d["gates"].update(G9=[1.0]), lambda d: d["measured"].update(C9={"": [1.0]}),
+])
+def test_a_record_with_what_does_not_belong_there_is_refused(ran, change):
+    assert edit(ran, change)
+
+
+def test_a_claim_dropped_from_the_verdicts_is_caught(ran):
+    assert "but not in the verdicts" in edit(ran, lambda d: d["claims"].pop(), DECIDED)
+    (ran.root / "results/cpu/toy.verdicts.json").unlink()
+    assert "toy.verdicts.json" in " ".join(record.problems("toy", "cpu"))
+
+
+def test_digests_that_do_not_match_are_caught(ran):
+    assert "changed since the run" in edit(ran, lambda d: d["measured_by"].update({"notebooks/toy.yaml": "0" * 64}))
     assert cli.main(["fresh", "toy"]) == 1
+
+
+def test_a_run_with_other_parameters_is_no_evidence(ran, capsys):
+    before = ran.results()
+    assert cli.main(["rerun", "toy", "-p", "shift=-1.0"]) == 0
+    text = capsys.readouterr().out
+    assert "C1   not reproduced" in text and "nothing was stored: parameter shift was -1.0" in text and "papermill" in text
+    assert ran.results() == before
+    assert "parameter seed was 3 in the run" in edit(ran, lambda d: d["parameters"].update(seed=3))
+
+
+def test_a_seed_changed_in_params_makes_stale(ran):
+    (ran.root / "params.yaml").write_text("papers: {toy: {seed: 1}}\n")
+    assert "parameter seed was 0 in the run, but notebook and params.yaml give 1" in record.problems("toy", "cpu")
+
+
+def test_files_that_dvc_does_not_record_are_stale(ran):
+    files = {s: ran.root / f"results/cpu/toy{s}" for s in (".json", ".ipynb", DECIDED)}
+    outs = [{"path": f"results/cpu/toy{s}", "md5": receipts.md5(f)} for s, f in files.items()]
+    lock = ran.root / "dvc.lock"
+    lock.write_text(json.dumps({"schema": "2.0", "stages": {"toy": {"outs": outs}}}))
+    assert record.problems("toy", "cpu", strict=True) == []
+    for suffix, file in files.items():
+        honest = file.read_text()
+        file.write_text(honest.replace("0", "00", 1))
+        assert f"toy{suffix} is not the file that dvc.lock records" in " ".join(record.problems("toy", "cpu", strict=True)) or (
+            "not in the form" in " ".join(record.problems("toy", "cpu", strict=True)))
+        file.write_text(honest)
+    text = edit(ran, lambda d: d.update(seconds=0.1))  # nothing follows from it, and no digest shows it
+    assert "toy.json is not the file that dvc.lock records" in text
+    lock.write_text("<<<<<<< HEAD\n" + lock.read_text())
+    assert "git checkout dvc.lock" in " ".join(record.problems("toy", "cpu"))
 
 
 def test_a_broken_record_says_what_to_do(ran):
     (ran.root / "results/cpu/toy.json").write_text("{")
     assert "make rerun PAPER=toy" in record.problems("toy", "cpu")[0]
+
+
+@pytest.mark.parametrize("suffix", [".json", DECIDED])
+def test_the_last_bytes_count_as_well(ran, suffix):
+    whole = FIRST[f"cpu/toy{suffix}"]
+    for cut in range(1, 12):
+        (ran.root / f"results/cpu/toy{suffix}").write_bytes(whole[:-cut])
+        assert record.problems("toy", "cpu") != [], cut
 
 
 def test_a_swapped_notebook_and_a_missing_half_are_caught(ran):
@@ -177,6 +252,7 @@ def test_records_are_valid_json_with_nan_measurements(house):
                       "if c == 'C1' else k))")
     result = runner.run("toy")
     assert result["claims"][0]["verdict"] == "inconclusive" and result["claims"][0]["values"][0] is None
+    assert record.read("toy", "cpu")["measured"]["C1"]["gain"][0] is None
     assert record.problems("toy", "cpu") == []
     assert "NaN" not in (house.root / "results/cpu/toy.json").read_text().replace("are NaN", "")
 
@@ -188,7 +264,16 @@ def test_a_truncated_notebook_is_named(house):
         method.load("toy")
 
 
-def test_a_rerun_names_the_verdict_that_changed(ran, capsys):
-    assert cli.main(["rerun", "toy", "--dry", "--expect-same", "-p", "seed=4"]) == 0
-    assert cli.main(["rerun", "toy", "--expect-same", "-p", "shift=-1.0"]) == 1
-    assert "toy C1: stored reproduced, now not reproduced" in capsys.readouterr().out
+def test_a_rerun_names_the_values_and_verdicts_that_changed(ran, capsys):
+    assert cli.main(["rerun", "toy", "--dry", "--expect-same"]) == 0
+    assert "every value and every verdict is the stored one" in capsys.readouterr().out
+    assert cli.main(["rerun", "toy", "--expect-same", "-p", "seed=4"]) == 1  # the verdicts are the same, the values not
+    text = capsys.readouterr().out
+    assert "toy C1: 8 of 8 values of gain differ" in text and "now" not in text
+    card = cards.load("toy")
+    stored, now = verdicts.evidence("toy", "cpu"), verdicts.evidence("toy", "cpu")
+    now = json.loads(json.dumps(now))
+    now["measured"]["C1"]["gain"][2] += 1e-9
+    assert verdicts.differences(stored, now, card) == ["toy C1: 1 of 8 values of gain differ"]
+    card["claims"][0]["varies"] = "time"
+    assert verdicts.differences(stored, now, card) == []

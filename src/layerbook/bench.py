@@ -51,13 +51,14 @@ def make(n: int) -> None:
     """Fill this process's checkout with `n` small papers and the DVC stages that run them."""
     from ruamel.yaml import YAML
 
-    from layerbook import cards, pipeline, toy
+    from layerbook import cards, digests, pipeline, toy
 
     for i in range(n):
         toy.write(paths.ROOT, f"paper-{i:02d}", extra=IMPORTS)
     with open(paths.ROOT / "dvc.yaml", "w", encoding="utf-8") as stream:
         YAML().dump({"stages": {slug: pipeline.of_paper(slug) for slug in cards.slugs()}}, stream)
     (paths.ROOT / "params.yaml").write_text(pipeline.params(), encoding="utf-8")
+    digests.write()
 
 
 @contextmanager

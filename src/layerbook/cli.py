@@ -154,7 +154,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--tier", default="cpu", choices=["smoke", "cpu", "gpu", "gpu-dry"])
     run.add_argument("-p", "--param", action="append", default=[], type=_value, metavar="NAME=VALUE")
     run.add_argument("--dry", action="store_true", help="store nothing")
-    run.add_argument("--expect-same", action="store_true", help="fail when a measured value or a verdict differs from the stored one")
+    run.add_argument("--expect-same", action="store_true",
+                     help="fail when a measured value or a verdict differs from the stored one")
     many = add("run", _run, "run all stale papers, or those named, several at once, and record them in DVC", "*")
     many.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="how many papers at once (default 1)")
     many.add_argument("--tier", default="cpu", choices=["cpu", "gpu"])

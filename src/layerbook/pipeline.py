@@ -90,7 +90,8 @@ def _results(*suffixes: str) -> list[str]:
 
 def of_decide() -> dict[str, Any]:
     """The stage that turns records into verdicts: seconds, whatever changed in the engine or in the cards' tests."""
-    return {"desc": "records into verdicts", "cmd": "python -m layerbook decide", "deps": sorted([digest("decide"), *_results(".json")]),
+    return {"desc": "records into verdicts", "cmd": "python -m layerbook decide",
+            "deps": sorted([digest("decide"), *_results(".json")]),
             "outs": [{name: {"cache": False, "persist": True}} for name in _results(".verdicts.json")]}
 
 

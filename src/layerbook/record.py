@@ -194,7 +194,7 @@ def problems(slug: str, tier: str, strict: bool = False) -> list[str]:
     except (ValueError, FileNotFoundError) as error:
         found += [] if str(error) in found or not file_of(slug, tier).is_file() else [str(error)]
     unrecorded = _unrecorded(slug, tier, (".verdicts.json",)) if strict else []
-    return found + [f"{text}: dvc repro decide" for text in unrecorded]
+    return found + [text if "git checkout" in text else f"{text}: dvc repro decide" for text in unrecorded]
 
 
 def changes(slug: str, tier: str, strict: bool = False) -> list[str]:
@@ -240,7 +240,11 @@ def other_parameters(slug: str, tier: str, ran: dict[str, Any]) -> list[str]:
 
 def _unrecorded(slug: str, tier: str, suffixes: tuple[str, ...]) -> list[str]:
     """Which of a paper's stored files are not those that dvc.lock records."""
-    locked, out = receipts.locked(), []
+    out: list[str] = []
+    try:
+        locked = receipts.locked()
+    except ValueError as error:
+        return [str(error)]
     for suffix in suffixes:
         file = file_of(slug, tier, suffix)
         name = file.relative_to(paths.ROOT).as_posix()
