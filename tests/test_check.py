@@ -14,7 +14,7 @@ def test_the_scaffold_is_red_until_filled_in(house):
     files = scaffold.new("new-paper")
     assert [f.suffix for f in files] == [".yaml", ".ipynb", ".py"]
     faults = "\n".join(check.check("new-paper"))
-    assert "TODO" in faults and "new-paper.yaml:2" in faults
+    assert "TODO" in faults and "new-paper.yaml:3: title" in faults
     with pytest.raises(FileExistsError):
         scaffold.new("new-paper")
     with pytest.raises(ValueError, match="no slug"):

@@ -12,7 +12,7 @@ GOOD = [0.5, 0.6, 0.55, 0.65, 0.52, 0.58]
 NOISE = [0.1, -0.2, 0.05, -0.1, 0.15, -0.05]
 CARD = {"claims": [
     {"id": "C1", "kind": "effect", "statement": "s", "paper": "p", "metric": "m", "unit": "seed",
-     "tests": [{"of": "gain", "above": 0}, {"of": "level", "above": 0.4, "null": 0}], "smallest": 0.05, "tier": "cpu",
+     "tests": [{"of": "gain", "above": 0}, {"of": "level", "above": 0.4, "null_value": 0}], "smallest": 0.05, "tier": "cpu",
      "twin": "N1", "rival": "R1", "requires": ["G1"], "differs": "d"},
     {"id": "C2", "kind": "identity", "statement": "s", "paper": "p", "metric": "m", "unit": "layer",
      "tests": [{"every": {"below": 1e-3}}], "tier": "smoke"},
@@ -156,7 +156,8 @@ def test_a_missing_array_and_a_missing_claim():
 
 def test_below_is_the_mirror_of_above():
     flipped = [-v for v in GOOD]
-    up, down = outcomes.evaluate({"above": 0.4, "null": 0}, GOOD), outcomes.evaluate({"below": -0.4, "null": 0}, flipped)
+    up = outcomes.evaluate({"above": 0.4, "null_value": 0}, GOOD)
+    down = outcomes.evaluate({"below": -0.4, "null_value": 0}, flipped)
     assert up.verdict == down.verdict == "reproduced" and up.p == pytest.approx(down.p, abs=2e-3)
     short = [-0.2, -0.25, -0.22, -0.21, -0.24]
-    assert outcomes.evaluate({"below": -0.4, "null": 0}, short).verdict == "weaker"
+    assert outcomes.evaluate({"below": -0.4, "null_value": 0}, short).verdict == "weaker"

@@ -88,6 +88,8 @@ def make_root(root: Path, gpu: bool = False) -> Path:
     with (root / "notebooks/toy-paper.yaml").open("w") as stream:
         YAML().dump(CARD, stream)
     (root / "book/discussion/toy-paper.yaml").write_text("C2: {reason: Too few seeds., would_change: More seeds.}\n")
+    with (root / "book/references.bib").open("a") as stream:
+        stream.write("\n@misc{toy2025,\n  title = {Toy}\n}\n")
     picture = io.BytesIO()
     matplotlib.image.imsave(picture, np.zeros((2, 2)), format="png")
     png, v4 = base64.b64encode(picture.getvalue()).decode(), nbformat.v4

@@ -8,7 +8,7 @@ import statistics
 
 import nbformat
 
-from layerbook import cards, method, paths
+from layerbook import cards, discussions, method, paths, substrates
 
 HEADINGS = ["Parameters", "Setup", "Data", "Method", "Experiment", "Controls", "Verdicts", "What differs",
             "At the paper's scale", "Cite"]
@@ -18,11 +18,29 @@ PROSE = (4, 30)  # words of markdown per line of code: aimed at 8 to 15, refused
 
 
 def check(slug: str) -> list[str]:
-    """Every way in which a paper departs from the conventions; an empty list when it does not."""
+    """Every way in which a paper departs from the conventions; an empty list when it does not.
+
+    What a draft still has to fill in (TODO) counts as such a departure, too.
+    """
+    found, source = [], None
     try:
-        card = cards.load(slug)
+        source = cards.path(slug)
+        card = cards.read(source, finished=True)
     except cards.CardError as error:
-        return str(error).split("\n")
+        found += str(error).split("\n")
+        try:
+            card = cards.load(slug)  # a draft can be looked at further
+        except cards.CardError:
+            return found
+    try:
+        discussions.read(paths.BOOK / "discussion" / source.name, card)
+    except discussions.DiscussionError as error:
+        found += str(error).split("\n")
+    return found + substrates.faults(card, source) + _notebook(slug, card)
+
+
+def _notebook(slug: str, card: dict) -> list[str]:
+    """What a paper's notebook and test file lack."""
     file = paths.NOTEBOOKS / f"{slug}.ipynb"
     if not file.is_file():
         return [f"{file.name} is missing beside its card"]
@@ -31,11 +49,29 @@ def check(slug: str) -> list[str]:
         nbformat.validate(notebook)
     except (ValueError, nbformat.ValidationError) as error:
         return [f"{file.name}: {error}"]
-    faults = _cells(notebook) + _order(notebook) + _parameters(notebook, card) + _uses(notebook, card) + _text(notebook)
+    faults = _cells(notebook) + _order(notebook) + _text(notebook)
+    broken = _no_python([*_tagged(notebook, "parameters"), *_tagged(notebook, "method")])
+    faults += broken or [*_parameters(notebook, card), *_uses(notebook, card)]
     tests = paths.ROOT / "tests" / "papers" / f"test_{slug.replace('-', '_')}.py"
-    if not tests.is_file() or "def test_" not in tests.read_text(encoding="utf-8"):
+    if not tests.is_file() or "def test_" not in tests.read_text(encoding="utf-8", errors="replace"):
         faults.append(f"tests/papers/{tests.name} is missing or holds no test")
     return [f"{file.name}: {fault}" for fault in faults]
+
+
+def _no_python(cells: list[nbformat.NotebookNode]) -> list[str]:
+    """Cells of a notebook that are no Python by themselves, which others of these checks need."""
+    faults = []
+    for cell in cells:
+        try:
+            ast.parse(cell.source)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            faults.append(f"cell {cell.id} is not plain Python: {error}")
+    return faults
+
+
+def leftovers() -> list[str]:
+    """Departures that belong to no paper alone: drafts with evidence, discussions without a paper."""
+    return cards.draft_faults() + discussions.orphans(paths.BOOK / "discussion")
 
 
 def _code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:

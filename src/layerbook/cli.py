@@ -9,20 +9,37 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 
+def _name_drafts(named: Sequence[str] = ()) -> None:
+    """Say in one line which drafts a command passed over; nothing where papers were named."""
+    from layerbook import cards
+
+    if not named and (line := cards.left_out()):
+        print(line)
+
+
 def _check(args: argparse.Namespace) -> int:
     from layerbook import cards, check
 
     faults = [f for slug in args.slug or cards.slugs() for f in check.check(slug)]
+    if not args.slug:
+        faults += check.leftovers()
     print("\n".join(faults) or "all conventions hold")
+    _name_drafts(args.slug)
+    for slug in sorted(set(args.slug) & set(cards.drafts())):
+        todo = "then" if faults else "when it is to enter the book,"
+        print(f"{slug} is a draft: {todo} take the line 'draft: true' out of notebooks/{slug}.yaml")
     return 1 if faults else 0
 
 
 def _new(args: argparse.Namespace) -> int:
     from layerbook import paths, scaffold
 
-    for file in scaffold.new(args.slug):
+    paper = args.paper
+    if paper is None and sys.stdin.isatty():
+        paper = input(f"the paper ({scaffold.EXAMPLES}; empty: later): ")
+    for file in scaffold.new(args.slug, paper or ""):
         print(f"wrote {file.relative_to(paths.ROOT)}")
-    print(f"fill in every TODO; 'layerbook check {args.slug}' lists what is left")
+    print(f"it is a draft, which the book leaves out; fill in every TODO: 'layerbook check {args.slug}' lists what is left")
     return 0
 
 
@@ -36,7 +53,7 @@ def _value(text: str) -> Any:
 
 
 def _rerun(args: argparse.Namespace) -> int:
-    from layerbook import runner, tables, verdicts
+    from layerbook import cards, runner, tables, verdicts
 
     stored = verdicts.evidence(args.slug, args.tier) if args.expect_same else None
     result = runner.run(args.slug, args.tier, dict(args.param), write=not args.dry)
@@ -48,6 +65,9 @@ def _rerun(args: argparse.Namespace) -> int:
         given = " ".join(f"-p {name} {value}" for name, value in args.param)
         print(f"nothing was stored: {'; '.join(other)}. Keep a copy of such a run with: papermill notebooks/{args.slug}.ipynb "
               f"copy.ipynb -p tier {args.tier} {given}".rstrip())
+    if args.slug in cards.drafts():
+        print(f"{args.slug} is a draft: nothing was stored; when it is to enter the book, take the line 'draft: true' out of "
+              f"notebooks/{args.slug}.yaml and run 'layerbook sync'")
     return _compare(stored, result) if stored else 0
 
 
@@ -73,6 +93,7 @@ def _decide(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from layerbook import driver
 
+    _name_drafts(args.slug)
     return driver.run(args.slug, args.tier, args.jobs, warm=not args.cold, cluster=args.slurm)
 
 
@@ -87,11 +108,16 @@ def _compare(stored: dict[str, Any], result: dict[str, Any]) -> int:
 def _fresh(args: argparse.Namespace) -> int:
     from layerbook import cards, pipeline, record
 
-    bad = [f"{tier}/{slug}: {p}" for slug in args.slug or cards.slugs() for tier in record.TIERS
-           if tier == "cpu" or record.file_of(slug, tier).is_file() for p in record.problems(slug, tier, strict=True)]
+    if named := sorted(set(args.slug) & set(cards.drafts())):
+        raise cards.CardError(f"{', '.join(named)}: a draft holds no evidence; "
+                              f"try it with 'layerbook rerun {named[0]} --tier smoke'")
+    bad = cards.draft_faults()
+    bad += [f"{tier}/{slug}: {p}" for slug in args.slug or cards.slugs() for tier in record.TIERS
+            if tier == "cpu" or record.file_of(slug, tier).is_file() for p in record.problems(slug, tier, strict=True)]
     if pipeline.sync(check=True):
         bad.append("dvc.yaml or params.yaml is not what the notebooks import: run 'layerbook sync'")
     print("\n".join(bad) or "the evidence is fresh")
+    _name_drafts(args.slug)
     if bad:
         print("decide again: 'layerbook decide'; rerun what is stale: 'make repro' (or 'make rerun PAPER=<slug> TIER=<tier>')")
     return 1 if bad else 0
@@ -102,6 +128,7 @@ def _sync(args: argparse.Namespace) -> int:
 
     difference = pipeline.sync(check=args.check)
     print(difference or "dvc.yaml and params.yaml are in step with the notebooks", end="" if difference else "\n")
+    _name_drafts()
     return 1 if difference and args.check else 0
 
 
@@ -112,6 +139,7 @@ def _status(args: argparse.Namespace) -> int:
         found = verdicts.evidence(slug, tier)
         counts = Counter(r["verdict"] for r in found["claims"])
         print(f"{slug:20s} {tier:4s} {found['seconds']:6.0f} s  " + ", ".join(f"{n} {v}" for v, n in counts.items()))
+    _name_drafts()
     return 0
 
 
@@ -149,7 +177,8 @@ def parser() -> argparse.ArgumentParser:
         return p
 
     add("check", _check, "hold notebooks and cards against the conventions", "*")
-    add("new", _new, "scaffold card, notebook and test of a new paper", "1")
+    new = add("new", _new, "scaffold card, notebook and test of a new paper", "1")
+    new.add_argument("--paper", metavar="ID", help="arXiv id, DOI, ACL Anthology or OpenReview id, or the address of its page")
     run = add("rerun", _rerun, "execute a paper and store its record", "1")
     run.add_argument("--tier", default="cpu", choices=["smoke", "cpu", "gpu", "gpu-dry"])
     run.add_argument("-p", "--param", action="append", default=[], type=_value, metavar="NAME=VALUE")

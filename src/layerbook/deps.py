@@ -162,9 +162,15 @@ def substrates(slug: str) -> list[Path]:
     file = paths.NOTEBOOKS / f"{slug}.yaml"
     try:
         names = fast_yaml(file.read_text(encoding="utf-8"))["substrate"]
+        folders = [paths.MODELS / n if n in trained() else paths.PREPARED / n for n in names]
     except (OSError, ValueError, KeyError, TypeError):
         names = cards.load(slug)["substrate"]  # which says what is wrong
-    return [paths.MODELS / n if n in trained() else paths.PREPARED / n for n in names]
+        folders = [paths.MODELS / n if n in trained() else paths.PREPARED / n for n in names]
+    if not all(folder.exists() for folder in folders):
+        from layerbook import substrates
+
+        substrates.refuse(cards.load(slug), file)
+    return folders
 
 
 @lru_cache(maxsize=512)

@@ -59,6 +59,9 @@ def plan(slugs: Sequence[str], tier: str) -> list[Job]:
     """
     known = cards.slugs()
     for slug in slugs:
+        if slug in cards.drafts():
+            raise cards.CardError(f"{slug} is a draft, whose results are not stored: try it with "
+                                  f"'layerbook rerun {slug} --tier smoke', or take 'draft: true' out of its card")
         if slug not in known:
             raise cards.CardError(f"no paper is called {slug}; there are {', '.join(known)}")
     jobs = []

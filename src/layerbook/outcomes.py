@@ -138,7 +138,7 @@ def _interval_test(t: Mapping[str, Any], x: np.ndarray, out: Outcome, smallest: 
     threshold = sign * (t["above"] if "above" in t else t["below"])
     low, high, estimate = sorted((sign * i.low, sign * i.high)) + [sign * i.estimate]
     out.p = stats.p_greater(sign * x, threshold, on)
-    null = sign * t["null"] if "null" in t else None
+    null = sign * t["null_value"] if "null_value" in t else None
     if low > threshold:
         out.verdict, out.reason = REPRODUCED, f"{text} satisfies the test"
         base = threshold if null is None else null

@@ -151,7 +151,7 @@ def params() -> str:
     kept = kept if kept is not None else {"papers": {}}
     for slug in cards.slugs():
         kept["papers"].setdefault(slug, {"seed": 0})
-    for slug in set(kept["papers"]) - set(cards.slugs()):
+    for slug in set(kept["papers"]) - set(cards.slugs()) - set(cards.drafts()):
         del kept["papers"][slug]
     buffer = io.StringIO()
     yaml.dump(kept, buffer)

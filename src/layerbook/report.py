@@ -112,6 +112,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{len(list(html.rglob('*.html')))} pages; open {html / 'index.html'}")
         else:
             print(f"{len(render())} files rendered")
+        if line := cards.left_out():
+            print(line)
     except (BookError, cards.CardError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from layerbook import cards, paths, record, verdicts
+from layerbook import cards, discussions, paths, record, verdicts
 from layerbook.claims import control_tests
 
 FAMILIES: list[str] = cards.schema()["properties"]["family"]["enum"]
@@ -104,14 +104,15 @@ def evidence(file: Path, card: dict[str, Any], tier: str) -> dict[str, Any]:
 
 def load(root: Path = paths.ROOT) -> list[Paper]:
     """Every paper that has a card and at least one record, by family and then by name. Raises cards.CardError."""
-    papers = []
-    for path in sorted((root / "notebooks").glob("*.yaml")):
+    papers, folder = [], root / "notebooks"
+    if faults := cards.draft_faults(folder):
+        raise BookError("\n".join(faults))
+    for path in (folder / f"{slug}.yaml" for slug in cards.slugs(folder)):
         files = {tier: root / "results" / tier / f"{path.stem}.json" for tier in TIERS}
         found = {t: f for t, f in files.items() if f.is_file()}
         prose = root / "book" / "discussion" / f"{path.stem}.yaml"
         if found:
-            discussion = (read_yaml(prose) or {}) if prose.is_file() else {}
             card = cards.read(path)
             records = {t: evidence(f, card, t) for t, f in found.items()}
-            papers.append(Paper(path.stem, card, records, discussion))
+            papers.append(Paper(path.stem, card, records, discussions.read(prose, card)))
     return sorted(papers, key=lambda p: (FAMILIES.index(p.card["family"]), p.short.lower()))

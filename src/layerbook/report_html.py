@@ -6,6 +6,7 @@ HTML never holds an empty line: in Markdown that would end the block.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -55,12 +56,29 @@ def interval(pair: Sequence[float] | None) -> str:
     return f"[{number(pair[0])}, {number(pair[1])}]" if pair else ""
 
 
+# Commands with which MathJax makes links, loads code, or sets attributes of the page; math that holds one is shown as written.
+UNSAFE = re.compile(
+    r"\\(href|url|require|class|cssId|style|data|def|edef|gdef|let|futurelet|newcommand|renewcommand|newenvironment"
+    r"|renewenvironment|html\w*|unicode|mmlToken|includegraphics|bbox|csname|[()\[\]])(?![A-Za-z])|\\\\[()]"
+)
+
+
+def markdown(text: str) -> str:
+    """Text as one line of Markdown that shows it as it is: no heading, directive, role, link or math begins in it."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
+
+
+def quoted(text: str) -> str:
+    """Text as the value of a directive's option, which is read as YAML."""
+    return json.dumps(" ".join(text.split()), ensure_ascii=False)
+
+
 def inline(text: Any) -> str:
     """A card's sentence as HTML: `code`, *emphasis* and $math$ are understood, all else is shown as it is."""
     parts = re.split(r"(\$[^$\n]+\$|`[^`\n]+`)", str(text if text is not None else "").strip())
     out = []
     for part in parts:
-        if len(part) > 2 and part[0] == part[-1] == "$":
+        if len(part) > 2 and part[0] == part[-1] == "$" and not UNSAFE.search(part):
             out.append(f'<span class="math notranslate nohighlight">\\({escape(part[1:-1])}\\)</span>')
         elif len(part) > 2 and part[0] == part[-1] == "`":
             out.append(f"<code>{escape(part[1:-1])}</code>")

@@ -177,11 +177,10 @@ def gallery(root: Path, papers: list[Paper]) -> str:
     for paper in papers:
         counts, picture = paper.counts(), thumbnail(root, paper)
         classes = [f"lb-family-{h.css(paper.card['family'])}", *(f"lb-has-{h.css(v)}" for v in counts)]
-        lines += [f":::{{grid-item-card}} {paper.short}", f":link: papers/{paper.slug}", ":link-type: doc"]
-        lines += [f":link-alt: {paper.short}", f":class-item: lb-item {' '.join(classes)}"]
+        lines += [f":::{{grid-item-card}} {h.markdown(paper.short)}", f":link: papers/{paper.slug}", ":link-type: doc"]
+        lines += [f":link-alt: {h.quoted(paper.short)}", f":class-item: lb-item {' '.join(classes)}"]
         if picture:
-            alt = " ".join(picture[1].split())
-            lines += [f":img-top: _generated/thumb-{paper.slug}.png", f":img-alt: {alt}"]
+            lines += [f":img-top: _generated/thumb-{paper.slug}.png", f":img-alt: {h.quoted(picture[1])}"]
         if paper.short != paper.card["title"]:
             lines += ["", f'<p class="lb-card-title">{escape(paper.card["title"])}</p>']
         badges = " ".join(h.badge(v, count=counts[v]) for v in h.VERDICTS if counts[v])

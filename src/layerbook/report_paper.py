@@ -10,7 +10,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from layerbook import pagecells
+from layerbook import pagecells, papersources
 from layerbook import report_html as h
 from layerbook.report_data import BookError, Paper
 from layerbook.tables import gate_state
@@ -63,8 +63,7 @@ def _byline(paper: Paper) -> str:
     parts = [escape(", ".join(card["authors"])), str(card["year"])]
     if card.get("venue"):
         parts.append(escape(card["venue"]))
-    if card.get("arxiv"):
-        parts.append(f'<a href="https://arxiv.org/abs/{card["arxiv"]}">arXiv:{card["arxiv"]}</a>')
+    parts += [f'<a href="{escape(address)}">{escape(text)}</a>' for text, address in papersources.links(card)]
     code = card.get("code") or {}
     if code.get("url"):
         licence = f" ({escape(code['licence'])})" if code.get("licence") else ""
@@ -218,12 +217,23 @@ def bibtex(root: Path, key: str) -> str | None:
     return found.group(0) if found else None
 
 
+def braced(text: str) -> str:
+    """Text as part of a BibTeX value: on one line, with no brace that opens or closes another."""
+    return " ".join(text.split()).replace("{", "").replace("}", "").replace("\\", "")
+
+
+def _source(paper: Paper) -> str:
+    """The paper's first identifier in the words of its BibTeX note: `arXiv:2401.00001`, or an address."""
+    text, address = papersources.links(paper.card)[0]
+    return braced(text if "arxiv" in paper.card else address)
+
+
 def _cite(root: Path, paper: Paper, cited: bool) -> str:
     """BibTeX of the reproduction, after the paper's own where the notebook does not end with that."""
     own = (
-        f"@misc{{layerbook-{paper.slug},\n  title        = {{{{{paper.short}}}, reproduced}},\n"
+        f"@misc{{layerbook-{paper.slug},\n  title        = {{{{{braced(paper.short)}}}, reproduced}},\n"
         f"  author       = {{{{Layerbook contributors}}}},\n  howpublished = {{Layerbook}},\n"
-        f"  note         = {{Reproduction of arXiv:{paper.card.get('arxiv')}}}\n}}"
+        f"  note         = {{Reproduction of {_source(paper)}}}\n}}"
     )
     if cited:
         return f"### This reproduction\n\n```bibtex\n{own}\n```"
@@ -235,7 +245,7 @@ def page(root: Path, paper: Paper, tier: str) -> str:
     """The page of one run as notebook JSON: header, cells as executed, citation."""
     notebook = read_notebook(root, paper, tier)
     first = notebook.cells[0]
-    title, idea, cells = paper.card["title"], "", list(notebook.cells)
+    title, idea, cells = h.markdown(paper.card["title"]), "", list(notebook.cells)
     if first.cell_type == "markdown" and first.source.startswith("# "):
         heading, _, idea = first.source.partition("\n")
         title, cells = heading[2:].strip(), cells[1:]

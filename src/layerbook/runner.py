@@ -160,7 +160,8 @@ def run(slug: str, tier: str = "cpu", overrides: dict[str, Any] | None = None, w
     Raises:
         cards.CardError, RunError
     """
-    deps.card(slug)  # refuses a card with faults
+    card = deps.card(slug)  # refuses a card with faults
+    write = write and "draft" not in card  # a draft's numbers are no evidence
     if write and tier in record.TIERS:
         writable(tier)
     parameters, how = parameters_of(slug, overrides) | {"tier": tier}, {"warm": warm, "threads": threads, "env": env}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from pathlib import Path
 from string import Template
@@ -10,22 +11,30 @@ from string import Template
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from layerbook import paths
+from layerbook import papersources, paths
+
+EXAMPLES = papersources.EXAMPLES
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def new(slug: str) -> list[Path]:
-    """Write the three files of a new paper; returns them.
+def new(slug: str, paper: str = "") -> list[Path]:
+    """Write the three files of a new paper, as a draft; returns them.
+
+    Args:
+        slug: its short name: file names, addresses and commands use it.
+        paper: where it is published: an identifier or an address, as people paste them; empty to fill it in later.
 
     Raises:
-        ValueError: the slug is not lower-case words joined by hyphens.
+        ValueError: the slug is not lower-case words joined by hyphens, or `paper` names nothing that can be linked.
         FileExistsError: one of the files is there already; nothing is overwritten.
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug):
         raise ValueError(f"{slug!r} is no slug: lower-case words joined by hyphens, such as 'relp' or 'concept-depth'")
+    field, value = papersources.recognise(paper) if paper.strip() else ("arxiv", "TODO: 2401.00001")
+    source = f"{field}: {json.dumps(value)}"
     fill = lambda name: Template((TEMPLATES / name).read_text(encoding="utf-8")).safe_substitute(  # noqa: E731
-        slug=slug, year=datetime.date.today().year)
+        slug=slug, year=datetime.date.today().year, source=source)
     notebook = nbformat.writes(_notebook(fill("notebook.txt")), indent=1) + "\n"
     files = {paths.NOTEBOOKS / f"{slug}.yaml": fill("card.yaml"), paths.NOTEBOOKS / f"{slug}.ipynb": notebook,
              paths.ROOT / "tests" / "papers" / f"test_{slug.replace('-', '_')}.py": fill("test.txt")}

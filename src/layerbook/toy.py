@@ -72,6 +72,8 @@ def house(root: Path, source: Path) -> None:
     (root / "src").symlink_to(source / "src")
     for name in FOLDERS:
         (root / name).mkdir()
+    (root / "book").mkdir()
+    (root / "book" / "references.bib").write_text("@misc{test2024,\n  title = {A paper for tests}\n}\n", encoding="utf-8")
 
 
 def write(root: Path, slug: str, card: str = CARD, extra: str = "pass") -> None:
