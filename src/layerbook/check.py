@@ -92,9 +92,9 @@ def _cells(notebook: nbformat.NotebookNode) -> list[str]:
     faults += [f"cell {c.id}: {n} lines, at most {MAX_LINES}" for c, n in zip(code, lines, strict=True) if n > MAX_LINES]
     for cell in code:
         if cell.get("outputs") or cell.get("execution_count"):
-            faults.append(f"cell {cell.id} holds an output; source notebooks hold none (clear it, `layerbook clean`)")
+            faults.append(f"cell {cell.id} holds an output; source notebooks hold none: run layerbook clean")
     if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
-        faults.append("its kernelspec is not python3")
+        faults.append("its kernelspec is not python3: run layerbook clean")
     return faults
 
 

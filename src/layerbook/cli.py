@@ -144,17 +144,13 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _clean(args: argparse.Namespace) -> int:
-    import nbformat
-
-    from layerbook import cards, method, paths
+    from layerbook import cards, method, paths, sourceform
 
     for slug in args.slug or cards.slugs():
         file = paths.NOTEBOOKS / f"{slug}.ipynb"
-        notebook = method.read(file)
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell["outputs"], cell["execution_count"] = [], None
-        file.write_text(nbformat.writes(notebook, indent=1) + "\n", encoding="utf-8")
+        text = sourceform.text(method.read(file)).encode()
+        if text != file.read_bytes():  # a notebook that is clean keeps its time stamp
+            file.write_bytes(text)
     return 0
 
 
@@ -194,7 +190,7 @@ def parser() -> argparse.ArgumentParser:
     add("decide", _decide, "decide the stored records again, after a change of the engine or of a card's tests", "*")
     add("sync", _sync, "derive dvc.yaml and params.yaml").add_argument("--check", action="store_true", help="only compare")
     add("status", _status, "verdict counts of the stored records")
-    add("clean", _clean, "remove outputs from source notebooks", "*")
+    add("clean", _clean, "bring source notebooks into their stored form, without outputs and traces of an editor", "*")
     add("data", _data, "fetch what is missing, verify it against data.dvc, prepare what is stale")
     return top
 

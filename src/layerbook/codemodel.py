@@ -111,7 +111,8 @@ def load(folder: Path | str) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, EuroBertForMaskedLM
 
     folder = Path(folder) / "encoder"
-    model = EuroBertForMaskedLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model = EuroBertForMaskedLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True,
+                                                  use_safetensors=True)
     return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 

@@ -141,7 +141,9 @@ def _load(kind: str, source: Any, dtype: torch.dtype, device: str | torch.device
         if source in run.card["substrate"]:
             run.input(source)  # so that the record names it
     tokenizer = _from_pretrained(transformers.AutoTokenizer, source)
-    model = _from_pretrained(getattr(transformers, kind), source, dtype=dtype, attn_implementation=attention)
+    # Weights come from safetensors alone, never from a pickle, which could run any program.
+    model = _from_pretrained(getattr(transformers, kind), source, dtype=dtype, attn_implementation=attention,
+                             use_safetensors=True, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.to(device or "cpu").eval().requires_grad_(False), tokenizer

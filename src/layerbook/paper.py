@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from layerbook import cards, claims, inputs, paths, tables
+from layerbook import capabilities, cards, claims, inputs, namespaces, paths, tables
 
 T = TypeVar("T")
 warnings.filterwarnings("ignore", message="IProgress not found")  # stored notebooks hold no progress bars
 TIER_VARIABLE = "LAYERBOOK_TIER"
+THREADS = torch.get_num_threads()  # as this kernel began, whatever a notebook sets later
 
 
 class ParameterError(ValueError):
@@ -46,20 +47,33 @@ def start(slug: str, namespace: Mapping[str, Any]) -> Run:
     """
     card = cards.load(slug)
     specs = cards.COMMON_PARAMETERS | card.get("parameters", {})
-    hidden = set()
-    if "get_ipython" in namespace:
-        hidden = set(namespace["get_ipython"]().user_ns_hidden)
-    given = {k: v for k, v in namespace.items()
-             if not k.startswith("_") and k not in hidden and k not in ("In", "Out", "exit", "quit")
-             and (v is None or isinstance(v, bool | int | float | str | list | dict | tuple))}
-    params = check_parameters(slug, specs, given)
+    run = Run(card, check_parameters(slug, specs, namespaces.parameters(namespace, specs)))
+    check_models(run, specs)
+    run.reseed(run.seed)
+    return run
+
+
+def check_models(run: Run, specs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse models that the method cannot take, and parameters that this tier does not use.
+
+    Raises ParameterError that names parameter, value, what is lacking and what would do.
+    """
     for name, spec in specs.items():
-        if spec.get("kind") == "causal-lm":
+        value, absent = run.params[name], spec.get("absent")
+        where = f"{run.slug}: {name} = {value!r}"
+        if value == absent and absent is not None:
+            continue
+        if run.tier not in spec.get("tiers", (run.tier,)):
+            raise ParameterError(f"{where} is used at the {' and '.join(spec['tiers'])} tier alone, and "
+                                 f"this is {run.tier}; leave it at {absent!r}, or set the tier")
+        if "kind" not in spec:
+            continue
+        takes = spec.get("takes", "smollm2, a Hugging Face model folder or identifier")
+        for model in [m.strip() for m in value.split(",")] if spec.get("several") else [value]:
             try:
-                inputs.check_model(params[name])
-            except inputs.InputError as error:
-                raise ParameterError(f"{slug}: {name} = {params[name]!r}: {error}") from None
-    return Run(card, params)
+                capabilities.check(model, spec["kind"], spec.get("needs", ()), takes, run.params)
+            except (capabilities.Unfit, inputs.InputError) as error:
+                raise ParameterError(f"{where}: {error}") from None
 
 
 def check_parameters(slug: str, specs: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +95,7 @@ def check_parameters(slug: str, specs: Mapping[str, Mapping[str, Any]], given: M
                 raise ParameterError(f"{where} is not a number")
             if not spec.get("min", -np.inf) <= value <= spec.get("max", np.inf):
                 raise ParameterError(f"{where}; it must lie in [{spec.get('min', '-inf')}, {spec.get('max', 'inf')}]")
-        if spec.get("kind") == "causal-lm" and (not isinstance(value, str) or not value):
+        if "kind" in spec and (not isinstance(value, str) or not (value or "absent" in spec)):
             raise ParameterError(f"{where}; give smollm2, a Hugging Face causal LM id or a local folder")
     return dict(given)
 
@@ -117,6 +131,10 @@ class Run:
         self._profiles: list[dict[str, Any]] = []
         self._inputs: dict[str, str] = {}
         self.reseed(self.seed)
+        # What an earlier run in this kernel switched: its notebook may have turned gradients off.
+        torch.set_grad_enabled(True)
+        if torch.get_num_threads() != THREADS:
+            torch.set_num_threads(THREADS)
         threads = os.environ.get("LAYERBOOK_THREADS")
         if threads:
             torch.set_num_threads(int(threads))

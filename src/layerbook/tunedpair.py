@@ -176,7 +176,8 @@ def load(folder: Path | None = None) -> tuple[list[int], dict[str, list[Any]]]:
     def get(seed: int, kind: str) -> Any:
         where = folder / f"seed{seed}-{kind}"
         return (
-            LlamaForCausalLM.from_pretrained(where, dtype=torch.float32, attn_implementation="eager").eval().requires_grad_(False)
+            LlamaForCausalLM.from_pretrained(where, dtype=torch.float32, attn_implementation="eager",
+                                             use_safetensors=True).eval().requires_grad_(False)
         )
 
     return seeds, {kind: [get(seed, kind) for seed in seeds] for kind in KINDS}
