@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from layerbook import cards, cli, method, receipts, record, runner, verdicts
+from layerbook import cards, cli, keeping, method, receipts, record, runner, verdicts
 
 FIRST: dict[str, bytes] = {}
 
@@ -92,10 +92,10 @@ def test_plain_papermill_stores_nothing(house, shell):
 def test_full_disk_while_storing_keeps_the_old_evidence(ran, monkeypatch):
     before = ran.results()
 
-    def full(target, content):
+    def full(files):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(record, "replace", full)
+    monkeypatch.setattr(keeping, "replace_all", full)
     with pytest.raises(runner.RunError, match="disk is full"):
         runner.run("toy")
     assert ran.results() == before

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 import warnings
 from multiprocessing import forkserver
@@ -26,6 +27,7 @@ MODULES = (
 
 def load() -> None:
     """Import all of them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that this one ends with, not for it
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # the debugger, which nobody attaches here, says nothing
     warnings.filterwarnings("ignore", message="IProgress not found")  # stored notebooks hold no progress bars
     for name in MODULES:
@@ -37,12 +39,15 @@ def load() -> None:
 
 def serve(arguments: list[str], cwd: str | None, environment: dict[str, str], path: list[str]) -> None:
     """Become a kernel (in the forked child)."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a plain kernel
     os.setsid()  # a group of its own, so that signals to it reach nobody else
     os.close(forkserver._forkserver._forkserver_alive_fd)  # else the warm parent would outlive this book's process
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd or ".")
     sys.path[:] = path
+    for name in [m for m in sys.modules if m == "layerbook" or m.startswith("layerbook.")]:
+        del sys.modules[name]  # the kernel's working folder may lie in another checkout than this process's
     sys.argv = [importlib.util.find_spec("ipykernel_launcher").origin, *arguments]
     threads = environment.get("OMP_NUM_THREADS")
     if threads:

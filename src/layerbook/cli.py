@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -144,13 +145,13 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _clean(args: argparse.Namespace) -> int:
-    from layerbook import cards, method, paths, sourceform
+    from layerbook import cards, method, paths, record, sourceform
 
     for slug in args.slug or cards.slugs():
         file = paths.NOTEBOOKS / f"{slug}.ipynb"
         text = sourceform.text(method.read(file)).encode()
         if text != file.read_bytes():  # a notebook that is clean keeps its time stamp
-            file.write_bytes(text)
+            record.replace(file, text)
     return 0
 
 
@@ -195,13 +196,28 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; expected errors become one message and exit code 1."""
-    args = parser().parse_args(argv)
-    from layerbook import cards, manifest, runner
+def _say_which_checkout() -> None:
+    """One line when $LAYERBOOK_ROOT names another checkout than that of the working folder."""
+    import layerbook
+    from layerbook import paths
 
-    try:
+    here = layerbook.checkout_here()
+    if os.environ.get(paths.VARIABLE) and here and here != paths.ROOT:
+        print(f"layerbook: {paths.VARIABLE} names {paths.ROOT}, so that is where this works, not the checkout "
+              f"of the working folder, {here}; to work here: unset {paths.VARIABLE}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; whatever happens ends in one message and an exit code, see `endings.command`."""
+    from layerbook import endings
+
+    args = parser().parse_args(argv)
+
+    def run() -> int:
+        from layerbook import keeping
+
+        _say_which_checkout()
+        keeping.sweep()
         return args.function(args)
-    except (cards.CardError, runner.RunError, manifest.AssetError, ValueError, FileNotFoundError, FileExistsError) as error:
-        print(f"layerbook {args.command}: {error}", file=sys.stderr)
-        return 1
+
+    return endings.command(f"layerbook {args.command}", run)

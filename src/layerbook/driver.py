@@ -13,13 +13,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from layerbook import cards, deps, paths, progress, record, runner
+from layerbook import cards, deps, endings, keeping, paths, progress, record, runner
 
 SECONDS, MEMORY_MB = 120.0, 3000  # assumed of a paper that has no record yet
 STATUS = ("status", "--json")
@@ -171,17 +171,31 @@ def dvc(*arguments: str) -> str:
 def ask(*arguments: str) -> subprocess.Popen[str]:
     """Start a DVC command in the checkout; `answer` waits for it."""
     return subprocess.Popen([sys.executable, "-m", "dvc", *arguments], cwd=paths.ROOT, stdout=subprocess.PIPE, text=True,
-                            stderr=subprocess.PIPE, env=dict(os.environ) | {"DVC_NO_ANALYTICS": "1"})
+                            stderr=subprocess.PIPE, env=dict(os.environ) | {"DVC_NO_ANALYTICS": "1"}, start_new_session=True)
 
 
 def answer(asked: subprocess.Popen[str]) -> str:
     """What a DVC command printed. Raises RunError with its message and what to do."""
-    out, errors = asked.communicate()
+    try:
+        out, errors = asked.communicate()
+    except KeyboardInterrupt:
+        end(asked)
+        raise
     if asked.returncode:
         text = (errors + out).strip()
         hint = "another DVC process is at work; wait for it and run this again" if "lock" in text else "see above"
         raise runner.RunError(f"dvc {' '.join(asked.args[3:])} failed: {text}\n{hint}; results that were computed are kept")
     return out
+
+
+def end(asked: subprocess.Popen[str], patience: float = 10.0) -> None:
+    """End a DVC command and the stages that it runs: asked to at first, so that it frees its locks."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(asked.pid, number)  # a group of its own, see `ask`
+        with suppress(subprocess.TimeoutExpired):
+            asked.wait(patience)
+            return
 
 
 def stages() -> dict[str, Any]:
@@ -229,34 +243,26 @@ def settle(finished: Sequence[str]) -> None:
     dvc("commit", "-q", "-f", *([n for n in known if n in papers or n == "report"] if others else []))
 
 
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, and Ctrl-C as such even where a background shell had it ignored: both end in good order."""
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
 def run(slugs: Sequence[str] = (), tier: str = "cpu", at_once: int = 1, warm: bool = True, cluster: bool = False) -> int:
     """Run what is stale (or named), keep what succeeds, record it; returns an exit code.
 
     Raises:
         runner.RunError: nothing could be run: another driver is at work, results cannot be written.
     """
-    with runner.only_one("driver.lock", "another 'layerbook run' is at work here"), terminable():
+    with runner.only_one("driver.lock", "another 'layerbook run' is at work here"), endings.orderly():
+        runner.own_code()
+        keeping.sweep()
         asked = ask(*STATUS) if stages() else None  # while DVC looks around, so do we
-        if plan(slugs, tier) and warm and not cluster:
-            from layerbook import kernels
+        try:
+            if plan(slugs, tier) and warm and not cluster:
+                from layerbook import kernels
 
-            if kernels.available():
-                kernels.start_parent()
-        different = differing(asked)
+                if kernels.available():
+                    kernels.start_parent()
+            different = differing(asked)
+        finally:
+            if asked and asked.poll() is None:  # something went wrong, or a signal came, before DVC had answered
+                end(asked)
         if different:
             decide(tier)
         jobs = plan(slugs, tier)

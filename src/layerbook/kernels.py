@@ -20,6 +20,7 @@ import threading
 import time
 import types
 import uuid
+from contextlib import suppress
 from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
@@ -32,7 +33,7 @@ from nbclient import NotebookClient
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 
-from layerbook import _warm
+from layerbook import _warm, surroundings
 
 WARM, COLD = "layerbook-warm", "python3"
 SPECS = Path(__file__).with_name("jupyter")  # found by Jupyter through JUPYTER_PATH
@@ -51,7 +52,11 @@ def start_parent() -> None:
     """Start the warm parent of this process unless it runs; its imports happen in the background."""
     with _starting:
         settings = FIXED | {_warm.VARIABLE: "1"}
-        old = {k: os.environ.get(k) for k in settings}
+        # Read by libraries while they are imported: a fork that leaves them out must not inherit what they did to the parent.
+        left_out = [k for k in os.environ if surroundings.unwanted(k)]
+        old = {k: os.environ.get(k) for k in [*settings, *left_out]}
+        for k in left_out:
+            del os.environ[k]
         os.environ.update(settings)
         try:
             multiprocessing.set_forkserver_preload(["layerbook._warm"])
@@ -163,13 +168,13 @@ class Notebooks(NBClientEngine):
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, env: dict[str, str] | None = None, start_timeout: int = 120,
                                  **kwargs: Any) -> Any:
-        """Run the notebook that `nb_man` holds in a kernel that sees `env` on top of this process's environment."""
+        """Run the notebook that `nb_man` holds in a kernel that sees `env` on top of this process's cleaned environment."""
         kept = {k: v for k, v in kwargs.items() if k in ("shutdown_kernel", "log_output")}
         client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=None,
                                          extra_arguments=["--log-level=40"], **kept)
         cls._live.add(client)
         try:
-            return client.execute(env=dict(os.environ) | FIXED | (env or {}))
+            return client.execute(env=surroundings.clean() | FIXED | (env or {}))
         finally:
             cls._live.discard(client)
 
@@ -178,7 +183,10 @@ class Notebooks(NBClientEngine):
         """End every kernel that runs a notebook; their runs then fail as if the kernel had died."""
         for client in list(cls._live):
             process = getattr(getattr(client.km, "provisioner", None), "process", None)
-            if process is not None:
+            if process is not None and process.poll() is None:
+                with suppress(ProcessLookupError, PermissionError):
+                    if os.getpgid(process.pid) == process.pid:  # with the processes that the notebook started
+                        os.killpg(process.pid, signal.SIGKILL)
                 process.kill()
 
 

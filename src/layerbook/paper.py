@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+import layerbook
 from layerbook import capabilities, cards, claims, inputs, namespaces, paths, tables
 
 T = TypeVar("T")
@@ -249,6 +250,7 @@ class Run:
             memory["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
             name = torch.cuda.get_device_name()
         return {"paper": self.slug, "tier": self.tier, "dry": self.dry, "device": name, **memory,
+                "code": str(layerbook.code_that_runs()),
                 "parameters": self.params, "used": dict(sorted(self._inputs.items())), "measured": self._measured,
                 "units": self._units, "gates": self._gates, "findings": self._findings,
                 "profiles": self._profiles}

@@ -200,4 +200,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from layerbook import endings
+
+    raise SystemExit(endings.command("python -m layerbook.prepare", main))

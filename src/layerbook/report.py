@@ -121,4 +121,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from layerbook import endings
+
+    raise SystemExit(endings.command("python -m layerbook.report", main))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -12,13 +11,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from layerbook import deps, paths, receipts, record
+import layerbook
+from layerbook import deps, endings, keeping, paths, receipts, record
 
 MAX_BYTES = 400_000
 MEMORY_HINT = "it ran out of memory: close other programs, run fewer papers at once (-j 1) or use a smaller tier\n"
@@ -36,19 +36,23 @@ def parameters_of(slug: str, overrides: dict[str, Any] | None = None) -> dict[st
 
 
 def execute(slug: str, parameters: dict[str, Any], folder: Path, warm: bool = False,
-            threads: int | None = None, env: dict[str, str] | None = None) -> tuple[nbformat.NotebookNode, dict[str, Any], float]:
+            threads: int | None = None, env: dict[str, str] | None = None,
+            bar: bool = False) -> tuple[nbformat.NotebookNode, dict[str, Any], float]:
     """Run the notebook in a fresh kernel.
 
     Args:
         warm: fork the kernel from this process's warm parent (`kernels`) instead of starting a plain one.
         threads: compute threads of the kernel; None leaves them to the libraries.
-        env: further environment variables of the kernel.
+        env: further environment variables of the kernel. What a shell holds that changes results is left out, see
+            `surroundings`.
+        bar: show papermill's progress bar.
 
     Returns:
         the executed notebook (normalised), its measurements, and the seconds it took.
 
     Raises:
-        RunError: a cell failed, the kernel died or the disk is full.
+        RunError: a cell failed, the kernel died, the disk is full, or another tier or another checkout's code ran than
+            was asked for.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -58,14 +62,15 @@ def execute(slug: str, parameters: dict[str, Any], folder: Path, warm: bool = Fa
 
     kernels.register()
     out, handed = folder / f"{slug}.ipynb", folder / "measurements.json"
+    own = {paths.VARIABLE: str(paths.ROOT), paths.MEASUREMENTS_VARIABLE: str(handed)}
     limits = {"OMP_NUM_THREADS": str(threads), "LAYERBOOK_THREADS": str(threads)} if threads else {}
     began = time.perf_counter()
     try:
         papermill.execute_notebook(
             str(paths.NOTEBOOKS / f"{slug}.ipynb"), str(out), parameters=parameters, engine_name="layerbook",
             kernel_name=kernels.WARM if warm else kernels.COLD, cwd=str(paths.ROOT), log_output=False,
-            progress_bar=sys.stderr.isatty() and threading.current_thread() is threading.main_thread(),
-            shutdown_kernel="immediate", env={paths.MEASUREMENTS_VARIABLE: str(handed)} | limits | (env or {}),
+            progress_bar=bar,
+            shutdown_kernel="immediate", env=own | limits | (env or {}),
         )
     except PapermillExecutionError as error:
         kept = _keep(out, slug)
@@ -81,7 +86,29 @@ def execute(slug: str, parameters: dict[str, Any], folder: Path, warm: bool = Fa
     if not handed.is_file():
         raise RunError(f"{slug}: the notebook ended without run.finish(), so there is nothing to record")
     notebook = normalise(nbformat.read(out, as_version=4))
-    return notebook, json.loads(handed.read_text(encoding="utf-8")), seconds
+    measurements = json.loads(handed.read_text(encoding="utf-8"))
+    _as_asked(slug, parameters["tier"], measurements)
+    return notebook, measurements, seconds
+
+
+def _as_asked(slug: str, tier: str, measurements: dict[str, Any]) -> None:
+    """Refuse measurements of another tier than the one asked for, or by code other than this process's own."""
+    ran = "gpu-dry" if measurements["dry"] else measurements["tier"]
+    if tier not in ("auto", ran):
+        raise RunError(f"{slug}: tier {tier} was asked for, but the notebook ran at tier {ran}, so nothing is stored; take out "
+                       f"of notebooks/{slug}.ipynb what sets LAYERBOOK_TIER or the tier, and run it again")
+    if measurements["code"] != str(layerbook.code_that_runs()):
+        raise RunError(f"{slug}: the notebook imported layerbook from {measurements['code']}, but its evidence would name the "
+                       f"files in {layerbook.code_that_runs()}, so nothing is stored; take out of notebooks/{slug}.ipynb what "
+                       "changes the import path, and run it again")
+
+
+def own_code() -> None:
+    """Raise RunError when the code that runs is not that of the checkout in which its evidence would be stored."""
+    runs = layerbook.code_that_runs()
+    if runs != layerbook.code_of(paths.ROOT):
+        raise RunError(f"the code that runs lies in {runs}, but results would be stored in {paths.ROOT}, which it does not belong "
+                       f"to, so nothing was run; set PYTHONPATH to the src folder of that checkout, or unset {paths.VARIABLE}")
 
 
 def _disk(slug: str, error: OSError) -> str:
@@ -117,22 +144,16 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 @contextmanager
 def only_one(name: str, busy: str) -> Iterator[None]:
-    """Hold the lock `name` of this checkout; it ends with the process, so that a dead one leaves nothing behind.
+    """Hold the lock `name` of this checkout, see `keeping.lock`.
 
     Raises:
         RunError: another process holds it; the message is `busy` and that process's id.
     """
-    file = paths.ROOT / "build" / "locks" / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a+", encoding="utf-8") as stream:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            raise RunError(f"{busy} (process {stream.read().strip() or 'unknown'}); wait for it, or stop it") from None
-        stream.truncate(0)
-        stream.write(f"{os.getpid()}\n")
-        stream.flush()
+            stack.enter_context(keeping.lock(name))
+        except keeping.Held as held:
+            raise RunError(f"{busy} (process {held}); wait for it, or stop it") from None
         yield
 
 
@@ -159,15 +180,24 @@ def run(slug: str, tier: str = "cpu", overrides: dict[str, Any] | None = None, w
 
     Raises:
         cards.CardError, RunError
+        KeyboardInterrupt: a signal came; the kernel has ended, and what was stored is whole.
     """
     card = deps.card(slug)  # refuses a card with faults
     write = write and "draft" not in card  # a draft's numbers are no evidence
     if write and tier in record.TIERS:
+        own_code()
         writable(tier)
+    (paths.ROOT / "build").mkdir(exist_ok=True)
+    keeping.sweep()
     parameters, how = parameters_of(slug, overrides) | {"tier": tier}, {"warm": warm, "threads": threads, "env": env}
     try:
         with only_one(f"{slug}.lock", f"{slug} is being run already"):
-            return _run(slug, parameters, write, how)
+            if threading.current_thread() is not threading.main_thread():
+                return _run(slug, parameters, write, how)
+            from layerbook import kernels  # after the checks above, which need none of its imports
+
+            how["bar"] = sys.stderr.isatty()
+            return endings.apart(lambda: _run(slug, parameters, write, how), kernels.Notebooks.kill_all)
     except FileNotFoundError as error:
         raise RunError(f"{slug}: {error}") from None
     except OSError as error:
@@ -193,9 +223,11 @@ def _run(slug: str, parameters: dict[str, Any], write: bool, how: dict[str, Any]
     if wrong:
         raise RunError(f"{slug}: what the run handed over is no record: {wrong}; stored results are unchanged")
     decided = verdicts.build(found)
-    record.replace(record.file_of(slug, tier, ".ipynb"), text)
-    record.replace(record.file_of(slug, tier), record.dumps(found).encode())
-    record.replace(verdicts.file_of(slug, tier), record.dumps(decided).encode())
+    keeping.replace_all({
+        record.file_of(slug, tier, ".ipynb"): text,
+        record.file_of(slug, tier): record.dumps(found).encode(),
+        verdicts.file_of(slug, tier): record.dumps(decided).encode(),
+    })
     receipts.leave(slug, tier)
     return verdicts.joined(found, decided, card)
 

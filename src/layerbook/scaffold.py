@@ -11,7 +11,7 @@ from string import Template
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from layerbook import papersources, paths
+from layerbook import keeping, papersources, paths
 
 EXAMPLES = papersources.EXAMPLES
 
@@ -41,9 +41,7 @@ def new(slug: str, paper: str = "") -> list[Path]:
     there = [f.relative_to(paths.ROOT).as_posix() for f in files if f.exists()]
     if there:
         raise FileExistsError(f"{', '.join(there)} exists; nothing was written")
-    for file, text in files.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+    keeping.replace_all({file: text.encode() for file, text in files.items()})
     return list(files)
 
 
