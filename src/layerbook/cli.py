@@ -107,7 +107,7 @@ def _compare(stored: dict[str, Any], result: dict[str, Any]) -> int:
 
 
 def _fresh(args: argparse.Namespace) -> int:
-    from layerbook import cards, pipeline, record
+    from layerbook import advice, cards, datastore, pipeline, record
 
     if named := sorted(set(args.slug) & set(cards.drafts())):
         raise cards.CardError(f"{', '.join(named)}: a draft holds no evidence; "
@@ -117,10 +117,12 @@ def _fresh(args: argparse.Namespace) -> int:
             if tier == "cpu" or record.file_of(slug, tier).is_file() for p in record.problems(slug, tier, strict=True)]
     if pipeline.sync(check=True):
         bad.append("dvc.yaml or params.yaml is not what the notebooks import: run 'layerbook sync'")
+    if changed := datastore.changed_networks():
+        bad.append(advice.changed_networks(changed))
     print("\n".join(bad) or "the evidence is fresh")
     _name_drafts(args.slug)
     if bad:
-        print("decide again: 'layerbook decide'; rerun what is stale: 'make repro' (or 'make rerun PAPER=<slug> TIER=<tier>')")
+        print("\n".join(advice.after_stale()))
     return 1 if bad else 0
 
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from layerbook import cards, deps, endings, keeping, paths, progress, record, runner
+from layerbook import advice, cards, deps, endings, keeping, paths, progress, record, runner
 
 SECONDS, MEMORY_MB = 120.0, 3000  # assumed of a paper that has no record yet
 STATUS = ("status", "--json")
@@ -182,9 +182,7 @@ def answer(asked: subprocess.Popen[str]) -> str:
         end(asked)
         raise
     if asked.returncode:
-        text = (errors + out).strip()
-        hint = "another DVC process is at work; wait for it and run this again" if "lock" in text else "see above"
-        raise runner.RunError(f"dvc {' '.join(asked.args[3:])} failed: {text}\n{hint}; results that were computed are kept")
+        raise runner.RunError(advice.of_dvc(" ".join(asked.args[3:]), (errors + out).strip()))
     return out
 
 
@@ -217,10 +215,18 @@ def differing(asked: subprocess.Popen[str] | None = None) -> list[str]:
         dvc("repro", "-q", "-s", "digests")
         found = json.loads(dvc(*STATUS) or "{}")
     before = [n for n in found if n.startswith(("prepare-", "train-"))]
+    unasked = [n.removeprefix("train-") for n in before if n.startswith("train-") and only_outputs(found[n])]
+    if unasked := [n for n in unasked if (paths.MODELS / n).exists() or advice.restore(f"results/models/{n}")]:
+        raise runner.RunError(advice.changed_networks(unasked) + "\nnothing was run")
     if before:
         dvc("repro", "-q", *before)
         found = json.loads(dvc(*STATUS) or "{}")
     return [n for n, why in found.items() if "not in cache" not in json.dumps(why)]  # data/ has no cache: it is verified by hash
+
+
+def only_outputs(why: Sequence[Any]) -> bool:
+    """True when DVC reruns a stage for its outputs alone: nobody asked for it by a change of code, data or parameters."""
+    return bool(why) and all(isinstance(w, dict) and set(w) == {"changed outs"} for w in why)
 
 
 def settle(finished: Sequence[str]) -> None:

@@ -104,15 +104,14 @@ def command(name: str, function: Callable[[], int]) -> int:
     except BrokenPipeError:  # `... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except ValueError as error:
-        return _fault(name, str(error) or type(error).__name__)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fault(name, f"{where}{error.strerror}" if error.strerror else str(error))
     except subprocess.CalledProcessError as error:
         said = error.cmd if isinstance(error.cmd, str) else " ".join(map(str, error.cmd))
         return _fault(name, f"'{said}' failed with exit code {error.returncode}; what it printed above says why")
     except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
+        from layerbook import advice  # looks at every file that the project reads; not before something is wrong
+
+        if told := advice.explain(error):
+            return _fault(name, told)
         if type(error).__module__.partition(".")[0] == __name__.partition(".")[0]:
             return _fault(name, str(error) or type(error).__name__)
         if os.environ.get(DEBUG):

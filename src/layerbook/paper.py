@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import layerbook
-from layerbook import capabilities, cards, claims, inputs, namespaces, paths, tables
+from layerbook import capabilities, cards, claims, inputs, namespaces, paths, tables, varying
 
 T = TypeVar("T")
 warnings.filterwarnings("ignore", message="IProgress not found")  # stored notebooks hold no progress bars
@@ -209,9 +209,20 @@ class Run:
             raise MeasurementError(f"{self.slug} registers no gate {gate!r}; it has {', '.join(ids) or 'none'}")
         self._gates[gate] = self._numbers(gate, values)
 
-    def finding(self, name: str, statement: str, values: Sequence[float]) -> None:
-        """Report a measured quantity that carries no verdict."""
-        self._findings.append(claims.finding(name, statement, self._numbers(name, values)))
+    def finding(self, name: str, statement: str, values: Sequence[float], varies: str | None = None) -> None:
+        """Report a measured quantity that carries no verdict.
+
+        Args:
+            varies: "time" for one that measures seconds, "threads" for one that changes with the number of threads; two
+                runs on one machine are not expected to agree on it.
+
+        Raises:
+            MeasurementError: another word.
+        """
+        if varies is not None and varies not in varying.MEANING:
+            raise MeasurementError(f"finding {name!r}: varies = {varies!r}; choices: {', '.join(varying.MEANING)}")
+        row = claims.finding(name, statement, self._numbers(name, values))
+        self._findings.append(row | ({"varies": varies} if varies else {}))
 
     def profile(self, name: str, statement: str, values: Sequence[float]) -> None:
         """Report one number for each layer of the model, without verdict: the family's page sets them side by side."""

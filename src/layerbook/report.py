@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from layerbook import cards, paths, report_pages, report_paper
+from layerbook import advice, paths, report_pages, report_paper
 from layerbook.report_data import BookError, load
 
 
@@ -114,8 +114,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{len(render())} files rendered")
         if line := cards.left_out():
             print(line)
-    except (BookError, cards.CardError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:  # noqa: BLE001 - what no damaged file explains is raised again
+        if not (told := advice.explain(error)):
+            raise
+        print(f"error: {told}", file=sys.stderr)
         return 1
     return 0
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from layerbook import cards, discussions, paths, record, verdicts
+from layerbook import advice, cards, discussions, filefaults, paths, record, varying, verdicts
 from layerbook.claims import control_tests
 
 FAMILIES: list[str] = cards.schema()["properties"]["family"]["enum"]
@@ -19,6 +20,15 @@ TIERS = ("cpu", "gpu")
 
 class BookError(RuntimeError):
     """The book can not be rendered or built; the message says which file is at fault and what to do."""
+
+
+def checked(path: Path, read: Callable[[Path], Any], root: Path) -> Any:
+    """What `read`, a function of `filefaults`, gives for a file. Raises BookError: file, fault and what to type."""
+    try:
+        return read(path)
+    except filefaults.FileFault as fault:
+        name = path.relative_to(root).as_posix()
+        raise BookError(f"{name} {fault}\n  {advice.remedy(name, root)}") from None
 
 
 def read_yaml(path: Path) -> Any:
@@ -62,7 +72,7 @@ class Paper:
                     f"results/{t}/{self.slug}.json holds {', '.join(unknown)}, which notebooks/{self.slug}.yaml "
                     f"does not register: run it again with `make rerun PAPER={self.slug} TIER={t}`"
                 )
-        rows = []
+        marked, rows = varying.of_claims(self.card), []
         for claim in by_id.values():
             results = {t: found[claim["id"]] for t, found in measured.items() if claim["id"] in found}
             tested = [t for t in TIERS if t in results and results[t]["verdict"] != "not tested"]
@@ -77,6 +87,7 @@ class Paper:
                 "matched": rival.get("id") if rival.get("passes") else None,
                 "other": {t: results[t] for t in tested if t != chosen} if tier is None else {},
                 "slug": self.slug,
+                "varies": marked.get(claim["id"]),
             }
             rows.append({**claim, **result, **added})
         return rows
@@ -109,10 +120,14 @@ def load(root: Path = paths.ROOT) -> list[Paper]:
         raise BookError("\n".join(faults))
     for path in (folder / f"{slug}.yaml" for slug in cards.slugs(folder)):
         files = {tier: root / "results" / tier / f"{path.stem}.json" for tier in TIERS}
-        found = {t: f for t, f in files.items() if f.is_file()}
+        found = {t: f for t, f in files.items() if f.exists()}
         prose = root / "book" / "discussion" / f"{path.stem}.yaml"
         if found:
             card = cards.read(path)
+            for file in found.values():
+                checked(file, filefaults.record_of, root)
+            if prose.exists():
+                checked(prose, filefaults.discussion_of, root)
             records = {t: evidence(f, card, t) for t, f in found.items()}
             papers.append(Paper(path.stem, card, records, discussions.read(prose, card)))
     return sorted(papers, key=lambda p: (FAMILIES.index(p.card["family"]), p.short.lower()))

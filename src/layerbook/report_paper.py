@@ -10,9 +10,9 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from layerbook import pagecells, papersources
+from layerbook import filefaults, pagecells, papersources, varying
 from layerbook import report_html as h
-from layerbook.report_data import BookError, Paper
+from layerbook.report_data import BookError, Paper, checked
 from layerbook.tables import gate_state
 
 CAPTIONS = {
@@ -38,7 +38,7 @@ def read_notebook(root: Path, paper: Paper, tier: str) -> NotebookNode:
     again = f"make rerun PAPER={paper.slug} TIER={tier}"
     if not path.is_file():
         raise BookError(f"{path.name} is missing beside its record: {again}")
-    notebook = nbformat.read(path, as_version=4)
+    notebook = checked(path, filefaults.notebook_of, root)
     try:
         cells = pagecells.merged(nbformat.read(source, as_version=4), notebook)
     except pagecells.CellsDiffer as error:
@@ -86,7 +86,7 @@ def _verdict_rows(claims: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         )
         tests = f"<details><summary>the test</summary>{h.inline(claim.get('test'))}<ul>{also}</ul></details>"
         measured = h.ours(claim) + h.forest(claim, claim["registered"]) + (tests if claim.get("test") else "")
-        verdict = h.badge(claim["verdict"], claim["role"]) + rival_note(claim)
+        verdict = h.badge(claim["verdict"], claim["role"]) + rival_note(claim) + varies_note(claim)
         rows.append(
             (
                 f'id="claim-{claim["id"]}"',
@@ -99,6 +99,11 @@ def _verdict_rows(claims: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
             )
         )
     return rows
+
+
+def varies_note(row: dict[str, Any]) -> str:
+    """A badge at a claim or finding that two runs need not agree on: what its numbers depend on."""
+    return f' <span class="lb-badge">{varying.MEANING[row["varies"]]}</span>' if row.get("varies") else ""
 
 
 def rival_note(claim: dict[str, Any]) -> str:
@@ -182,7 +187,8 @@ def _header(paper: Paper, tier: str, title: str, idea: str) -> str:
 
 def _findings(record: dict[str, Any]) -> str:
     items = "".join(
-        f"<li>{h.inline(f['name'])}: {h.inline(f['statement'])} {h.ours({'unit': 'units', **f})}</li>"
+        f"<li>{h.inline(f['name'])}: {h.inline(f['statement'])} {h.ours({'unit': 'units', **f})}"
+        f"{varies_note(f)}</li>"
         for f in record.get("findings") or []
     )
     return f"<p>Also measured, without a verdict:</p>\n<ul>{items}</ul>" if items else ""

@@ -18,7 +18,7 @@ from typing import Any
 import nbformat
 
 import layerbook
-from layerbook import deps, endings, keeping, paths, receipts, record
+from layerbook import deps, endings, keeping, paths, receipts, record, varying
 
 MAX_BYTES = 400_000
 MEMORY_HINT = "it ran out of memory: close other programs, run fewer papers at once (-j 1) or use a smaller tier\n"
@@ -126,7 +126,7 @@ def _keep(out: Path, slug: str) -> str:
 
 
 def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Drop what differs between two equal runs: times, widget ids, machine paths."""
+    """Drop what differs between two equal runs: times, widget ids, process numbers, addresses, machine paths."""
     for key in ("papermill", "widgets"):
         notebook.metadata.pop(key, None)
     notebook.metadata["language_info"] = {"name": "python"}
@@ -135,10 +135,8 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             cell.metadata.pop(key, None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell["id"] = "injected-parameters"
-        for output in cell.get("outputs", []):
-            for holder, key in ((output, "text"), *((output.get("data", {}), k) for k in ("text/plain", "text/html"))):
-                if isinstance(holder.get(key), str):
-                    holder[key] = holder[key].replace(str(paths.ROOT), ".")
+        if "outputs" in cell:
+            cell["outputs"] = varying.mask_outputs(cell["outputs"], paths.ROOT)
     return notebook
 
 

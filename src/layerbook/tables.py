@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from layerbook import varying
+
 LABELS = {
     ("identity", "reproduced"): "identity holds", ("identity", "not reproduced"): "identity broken",
     ("control", "reproduced"): "control held", ("control", "not reproduced"): "control broken",
@@ -58,17 +60,23 @@ def gate_state(gate: Mapping[str, Any]) -> str:
     return "met" if gate["met"] else "not met" if gate["values"] else "not measured at this tier"
 
 
+def _depends(varies: str | None) -> str:
+    return f" ({varying.MEANING[varies]})" if varies else ""
+
+
 def verdicts(card: Mapping[str, Any], result: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> str:
     """The verdicts of a run, its gates, and what it reports without a verdict."""
+    marked = varying.of_claims(card)
     rows = [[r["id"], badge(r["kind"], r["verdict"]), escape(r["test"]), number(r["estimate"]), span(r["interval"]),
-             str(r["n"]), escape(r["reason"])] for r in result["claims"]]
+             str(r["n"]), escape(r["reason"] + _depends(marked.get(r["id"])))] for r in result["claims"]]
     html = table(["id", "verdict", "test", "estimate", "interval", "n", "reason"], rows, "verdicts")
     if result["gates"]:
         rows = [[g["id"], gate_state(g), escape(g["statement"]), escape(g["reason"] if g["values"] else "")]
                 for g in result["gates"]]
         html += table(["gate", "", "statement", "measured"], rows, "gates")
     if findings:
-        rows = [[escape(f["name"]), escape(f["statement"]), number(f["estimate"]), span(f["interval"]), str(f["n"])]
+        rows = [[escape(f["name"]), escape(f["statement"] + _depends(f.get("varies"))),
+                 number(f["estimate"]), span(f["interval"]), str(f["n"])]
                 for f in findings]
         html += table(["reported without verdict", "what", "mean", "95 % interval", "n"], rows, "findings")
     return html
