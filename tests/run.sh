@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export LAYERBOOK_TIER= HF_HUB_OFFLINE=1 MPLBACKEND=agg TOKENIZERS_PARALLELISM=false DVC_NO_ANALYTICS=1
 eval "$(python -m layerbook.folders)"  # kernels need some to write to; a home there may not be
+export MPLCONFIGDIR="$PWD/build/matplotlib"  # there may be no home folder to write to
 step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
 
 step "style"; ruff check .

@@ -73,7 +73,7 @@ class Cluster:
         (folder / "munge/key").chmod(0o400)
         config = folder / "slurm.conf"
         host = socket.gethostname().split(".")[0]
-        config.write_text(CONFIG.format(folder=folder, host=host, ports=free_ports(2)))
+        config.write_text(CONFIG.format(folder=folder, host=host, ports=free_ports(2)), encoding="utf-8")
         self.environment = {"SLURM_CONF": str(config)}
         m = folder / "munge"
         self._run("munged", "--force", f"--key-file={m}/key", f"--socket={m}/socket", f"--pid-file={m}/pid",
@@ -82,7 +82,8 @@ class Cluster:
         self.start_node()
 
     def _run(self, *command: str) -> str:
-        done = subprocess.run(command, env=os.environ | self.environment, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(command, env=os.environ | self.environment, capture_output=True, encoding="utf-8",
+                              timeout=60, check=True)
         return done.stdout
 
     def start_node(self) -> None:
@@ -130,7 +131,7 @@ class Cluster:
                 continue
 
     def _pid(self, name: str) -> int:
-        return int((self.folder / name).read_text())
+        return int((self.folder / name).read_text(encoding="utf-8"))
 
 
 def wait_for(condition, seconds: float) -> None:

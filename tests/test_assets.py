@@ -96,7 +96,7 @@ class World:
             monkeypatch.setitem(sources.CLIENTS, client, self.client)
 
     def write(self) -> None:
-        self.listed.write_text(json.dumps(self.entries))  # JSON is YAML
+        self.listed.write_text(json.dumps(self.entries), encoding="utf-8")  # JSON is YAML
 
     def client(self, name: str, version: str, folder: Path) -> Path:
         self.calls[name] += 1
@@ -255,7 +255,7 @@ def test_a_missing_client_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def script(folder: Path, name: str, text: str) -> None:
-    (folder / name).write_text("#!/bin/sh\n" + text)
+    (folder / name).write_text("#!/bin/sh\n" + text, encoding="utf-8")
     (folder / name).chmod(0o755)
 
 
@@ -285,7 +285,7 @@ def test_apt_reads_a_fresh_index_of_its_own(tmp_path: Path, monkeypatch: pytest.
     folder = tmp_path / "scratch"
     folder.mkdir()
     assert sources.apt_package("thing", "1", folder) == folder / "thing_1.deb"
-    log = (tmp_path / "log").read_text().splitlines()
+    log = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
     assert len(log) == 3
     assert all(f"Dir::State::Lists={folder}/lists" in line for line in log[1:])
 
@@ -461,7 +461,7 @@ def test_names_and_manifests_are_checked(world: World) -> None:
 
 def test_a_file_that_no_asset_lists_is_reported(world: World) -> None:
     world.fetch()
-    (world.data / "notes.txt").write_text("mine")
+    (world.data / "notes.txt").write_text("mine", encoding="utf-8")
     assert world.verify() == ["none: notes.txt: no asset lists this file: delete it"]
     assert manifest.verify(["model"], world.data, world.listed) == []
 
@@ -470,7 +470,7 @@ def test_directory_hash_is_that_of_dvc(world: World, tmp_path: Path) -> None:
     tree = pytest.importorskip("dvc_data.hashfile.tree")
     info = pytest.importorskip("dvc_data.hashfile.hash_info")
     world.fetch()
-    (world.data / "box" / "a-b").write_text("sorts between folder names")
+    (world.data / "box" / "a-b").write_text("sorts between folder names", encoding="utf-8")
     files = [path for path in world.data.rglob("*") if path.is_file()]
     listing = tree.Tree()
     for path in files:
@@ -481,7 +481,7 @@ def test_directory_hash_is_that_of_dvc(world: World, tmp_path: Path) -> None:
     assert found == listing.hash_info.value
     record = tmp_path / "data.dvc"
     assert manifest.check_against_dvc(record, world.data) == ["data.dvc is missing"]
-    record.write_text(f"outs:\n- md5: {found}\n  path: data\n")
+    record.write_text(f"outs:\n- md5: {found}\n  path: data\n", encoding="utf-8")
     assert manifest.check_against_dvc(record, world.data) == []
     (world.data / "box/model/weights.bin").write_bytes(b"changed")
     assert len(manifest.check_against_dvc(record, world.data)) == 1
@@ -521,7 +521,7 @@ def test_the_root_is_found_from_anywhere(tmp_path: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if name != paths.VARIABLE}
 
     def run(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(where, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        return subprocess.run(where, cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", check=False)
 
     assert (Path(run(clean).stdout.strip()) / "notebooks").is_dir()
     assert run({**clean, paths.VARIABLE: str(tmp_path)}).stdout.strip() == str(tmp_path.resolve())

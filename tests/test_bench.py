@@ -20,7 +20,7 @@ def parts(house, monkeypatch):
 
 
 def stored(house):
-    return json.loads((house.root / "results" / "bench.json").read_text())["rows"]
+    return json.loads((house.root / "results" / "bench.json").read_text(encoding="utf-8"))["rows"]
 
 
 def test_a_missed_aim_fails_the_run(house, parts, capsys):
@@ -34,7 +34,7 @@ def test_a_missed_aim_fails_the_run(house, parts, capsys):
 def test_figures_of_another_machine_do_not_stay(house, parts):
     bench.main([])
     file = house.root / "results" / "bench.json"
-    file.write_text(file.read_text().replace('"cores": ', '"cores": 10'))
+    file.write_text(file.read_text(encoding="utf-8").replace('"cores": ', '"cores": 10'), encoding="utf-8")
     bench.main(["second"])
     assert [r["part"] for r in stored(house)] == ["second"]
 
@@ -60,7 +60,7 @@ def test_the_small_pipeline_is_a_pipeline(house, shell):
     with bench.pipeline_of(2) as root:
         done = shell(sys.executable, "-m", "dvc", "status", cwd=root)
         assert "paper-00:" in done.stdout and "paper-01:" in done.stdout
-        assert "transformers" in (root / "notebooks/paper-01.ipynb").read_text()
+        assert "transformers" in (root / "notebooks/paper-01.ipynb").read_text(encoding="utf-8")
     assert not root.exists()
 
 

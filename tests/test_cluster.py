@@ -29,12 +29,12 @@ def site(house, real, monkeypatch):
     """The house on the cluster, with memory to spare."""
     for name, value in real.environment.items():
         monkeypatch.setenv(name, value)
-    (house.root / "params.yaml").write_text(PARAMS.format(memory=1))
+    (house.root / "params.yaml").write_text(PARAMS.format(memory=1), encoding="utf-8")
     return house
 
 
 def start(site):
-    return subprocess.Popen([sys.executable, "-m", "layerbook", "run", "--slurm"], cwd=site.root, text=True,
+    return subprocess.Popen([sys.executable, "-m", "layerbook", "run", "--slurm"], cwd=site.root, encoding="utf-8",
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -43,7 +43,7 @@ def finish(process):
 
 
 def ledger(site):
-    return json.loads((site.root / "build/slurm/jobs.json").read_text())
+    return json.loads((site.root / "build/slurm/jobs.json").read_text(encoding="utf-8"))
 
 
 def test_papers_run_as_jobs_and_are_recorded(site):
@@ -59,7 +59,7 @@ def test_papers_run_as_jobs_and_are_recorded(site):
 
 
 def test_a_job_killed_for_memory_is_retried_once_with_more(site, real):
-    (site.root / "params.yaml").write_text(PARAMS.format(memory=0.9))
+    (site.root / "params.yaml").write_text(PARAMS.format(memory=0.9), encoding="utf-8")
     site.paper(extra="import time; block = np.ones(120_000_000); time.sleep(4); del block")  # 0.96 GB beside the imports
     process = start(site)
     text = finish(process)
@@ -116,7 +116,7 @@ def test_a_lost_node_costs_a_second_try(site, real):
 
 
 def test_settings_are_checked(house):
-    (house.root / "params.yaml").write_text("papers: {}\nslurm: {queue: fast}\n")
+    (house.root / "params.yaml").write_text("papers: {}\nslurm: {queue: fast}\n", encoding="utf-8")
     with pytest.raises(runner.RunError, match="no setting queue; it takes partition"):
         cluster.settings()
 

@@ -121,7 +121,7 @@ def text_rise(net, text, bits, blocks):
 
 def a_record(folder, slug, profiles, model="smollm2"):
     rows = [{"name": k, "statement": "s", "values": v} for k, v in profiles.items()]
-    (folder / f"{slug}.json").write_text(json.dumps({"parameters": {"model": model}, "profiles": rows}))
+    (folder / f"{slug}.json").write_text(json.dumps({"parameters": {"model": model}, "profiles": rows}), encoding="utf-8")
 
 
 def test_scores_are_read_from_records_and_turned_so_that_high_is_important(tmp_path, monkeypatch):
@@ -137,7 +137,7 @@ def test_scores_are_read_from_records_and_turned_so_that_high_is_important(tmp_p
     a_record(tmp_path, "b", {"down": [3, 4]}, model="another")
     with pytest.raises(layerscores.ScoreError, match="b.json has no profile"):
         layerscores.collect(folder=tmp_path)
-    (file := tmp_path / "scores.json").write_text(json.dumps(found))
+    (file := tmp_path / "scores.json").write_text(json.dumps(found), encoding="utf-8")
     assert layerscores.read(2, file) == found
     for layers, where in ((3, file), (2, tmp_path / "none.json")):
         with pytest.raises(layerscores.ScoreError, match="dvc repro collect-layer-scores"):
@@ -161,7 +161,7 @@ def stored(net, room, tmp_path, monkeypatch):
              "recipes": recipes.table(net, texts[0], IDS, FOUND, 16)}
     file = tmp_path / report_quantization.FILE
     file.parent.mkdir(parents=True)
-    file.write_text(json.dumps(comparison.plain(found)))
+    file.write_text(json.dumps(comparison.plain(found)), encoding="utf-8")
     rows = [{"name": s["profile"], "statement": "s", "values": s["values"]} for s in FOUND]
     paper = SimpleNamespace(slug="layerwise-quant", short="Layer-wise", main="cpu",
                             records={"cpu": {"parameters": {"model": "smollm2"}, "profiles": rows}})
@@ -172,7 +172,7 @@ def stored(net, room, tmp_path, monkeypatch):
 def test_the_page_shows_every_recipe_and_every_order(stored):
     root, paper = stored
     parts = report_quantization.fragments(root, [paper])
-    names = [r["name"] for r in json.loads((root / report_quantization.FILE).read_text())["recipes"]]
+    names = [r["name"] for r in json.loads((root / report_quantization.FILE).read_text(encoding="utf-8"))["recipes"]]
     assert parts["family-quantization-recipes"].count("lb-mark") == len(names) == 13
     assert all(f". {name}<" in parts["family-quantization-recipes"] for name in names)
     assert "papers/layerwise-quant.html" in parts["family-quantization-recipes"]

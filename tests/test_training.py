@@ -58,7 +58,7 @@ def test_half_precision_is_stored_and_the_network_left_alone(tmp_path):
     net = Line()
     training.save({"a": net, "b": Line()}, {"gate": {"passed": True}}, tmp_path, dtype=torch.float16)
     assert load_file(tmp_path / "b/model.safetensors")["slope"].dtype == torch.float16 and net.slope.dtype == torch.float32
-    assert json.loads((tmp_path / "card.json").read_text())["gate"]["passed"]
+    assert json.loads((tmp_path / "card.json").read_text(encoding="utf-8"))["gate"]["passed"]
 
 
 def test_a_folder_whose_writing_was_interrupted_has_no_card(tmp_path, monkeypatch):

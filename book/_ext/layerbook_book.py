@@ -1,4 +1,4 @@
-"""What Sphinx needs to know about this book: local web libraries, page feet, launch links, plain docstrings."""
+"""What Sphinx needs to know about this book: local web libraries and fonts, page feet, launch links, plain docstrings."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ VENDOR = {
     "mathjax/es5": "mathjax",
     "popper/dist/umd/popper.min.js": "popper.min.js",
     "tippy/dist/tippy-bundle.umd.min.js": "tippy-bundle.umd.min.js",
+    "font-sans/files": "fonts",
+    "font-mono/files": "fonts",
+    "font-symbols/files": "fonts",
+    "font-mono-symbols/files": "fonts",
+    "mathjax/LICENSE": "licences/mathjax.txt",
+    "popper/LICENSE.md": "licences/popper.txt",
+    "tippy/LICENSE": "licences/tippy.txt",
+    "font-sans/LICENSE": "licences/font-sans.txt",
+    "font-mono/LICENSE": "licences/font-mono.txt",
+    "font-symbols/LICENSE": "licences/font-symbols.txt",
+    "font-mono-symbols/LICENSE": "licences/font-mono-symbols.txt",
 }
 LAUNCH = {
     "Colab": "https://colab.research.google.com/github/{repo}/blob/{branch}/notebooks/{slug}.ipynb",
@@ -38,15 +49,16 @@ def _repository(app: Sphinx) -> str:
 
 
 def copy_vendor(app: Sphinx, _: Any = None) -> None:
-    """Copy the web libraries into the build, outside html_static_path: Jupyter Book would load each one twice."""
+    """Copy web libraries and fonts into the build, outside html_static_path: Jupyter Book would load a library twice."""
     target = Path(app.outdir) / "_static" / "vendor"
     for source, place in VENDOR.items():
         found = root_of(app) / "data" / "web" / source
         if not found.exists():
-            raise ExtensionError(f"{found} is missing: get the book's web libraries with `make data`")
+            raise ExtensionError(f"{found} is missing: get the book's web libraries and fonts with `make data`")
         (target / place).parent.mkdir(parents=True, exist_ok=True)
         if found.is_dir():
-            shutil.copytree(found, target / place, dirs_exist_ok=True)
+            # contents alone: data/ may be a read-only link into a cache, and a copy must be replaceable
+            shutil.copytree(found, target / place, dirs_exist_ok=True, copy_function=shutil.copyfile)
         else:
             shutil.copyfile(found, target / place)
 
@@ -65,8 +77,11 @@ def commit_of(root: Path, record: Path) -> str:
     """The last commit of a record; 'uncommitted' without git, without history, or with local changes."""
 
     def git(*words: str) -> str | None:
+        # a checkout that another user owns is read here, and only read
+        command = ["git", "-c", f"safe.directory={root}", *words]
         try:
-            done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False, timeout=20)
+            done = subprocess.run(command, cwd=root, capture_output=True, encoding="utf-8", errors="replace",
+                                  check=False, timeout=20)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from layerbook import sources
+from layerbook import files_text, sources
 from layerbook.manifest import (
     MANIFEST,
     Asset,
@@ -239,6 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m layerbook.assets", description=__doc__)
     parser.add_argument("action", choices=["fetch", "verify", "list"])
     parser.add_argument("names", nargs="*", help="assets (default: all)")
+    files_text.lenient()
     options = parser.parse_args(arguments)
     action = {"fetch": main_fetch, "verify": main_verify, "list": main_list}[options.action]
     try:

@@ -32,7 +32,7 @@ def seconds(command: list[str], root: Path, expect: int = 0, **environment: str)
     """Wall-clock seconds of a command in the checkout `root`. Raises RuntimeError with its output when it fails."""
     set_to = os.environ | {"DVC_NO_ANALYTICS": "1", paths.VARIABLE: str(root)} | environment
     began = time.perf_counter()
-    done = subprocess.run(command, cwd=root, env=set_to, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=root, env=set_to, capture_output=True, encoding="utf-8", check=False)
     took = time.perf_counter() - began
     if done.returncode != expect:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
@@ -89,7 +89,7 @@ def notebooks() -> Iterator[dict[str, Any]]:
     """Overhead of a kernel: the same small paper on plain kernels and on warm ones, in one process."""
     with pipeline_of(1) as root:
         out = subprocess.run([*SELF, "--measure"], cwd=root, env=os.environ | {paths.VARIABLE: str(root)}, capture_output=True,
-                             text=True, check=True).stdout
+                             encoding="utf-8", check=True).stdout
     first, warm, cold = json.loads(out.splitlines()[-1])
     yield row("overhead of a notebook", ("plain kernel", statistics.median(cold)), ("warm kernel", statistics.median(warm)), 5,
               f"medians of {len(cold)} and {len(warm)}; the first, which waits for the warm parent, took {first:.1f} s")

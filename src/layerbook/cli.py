@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from layerbook import files_text
+
 
 def _name_drafts(named: Sequence[str] = ()) -> None:
     """Say in one line which drafts a command passed over; nothing where papers were named."""
@@ -213,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; whatever happens ends in one message and an exit code, see `endings.command`."""
     from layerbook import endings
 
+    files_text.lenient()
     args = parser().parse_args(argv)
 
     def run() -> int:

@@ -83,7 +83,7 @@ def states(ids: Iterable[str]) -> dict[str, str]:
                     ["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(wanted)]):
         if not wanted or not shutil.which(command[0]):
             continue
-        out = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+        out = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False).stdout
         for line in out.splitlines():
             name, _, state = line.strip().partition("|")
             if name in wanted and state:
@@ -202,7 +202,7 @@ def outcome(slug: str, row: dict[str, Any], state: str, silent: float) -> str | 
 def log(number: str) -> str:
     """The last lines that a job printed."""
     job = attach(number)
-    text = "".join(f.read_text(errors="replace") for f in (job.paths.stdout, job.paths.stderr) if f.is_file())
+    text = "".join(f.read_text(errors="replace", encoding="utf-8") for f in (job.paths.stdout, job.paths.stderr) if f.is_file())
     return text[-3000:]
 
 

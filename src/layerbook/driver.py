@@ -103,7 +103,7 @@ def gpus() -> list[str]:
     if named is not None:
         return [g for g in named.split(",") if g.strip()]
     try:
-        out = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
+        out = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     return [str(i) for i, line in enumerate(out.splitlines()) if line.startswith("GPU")]
@@ -170,7 +170,7 @@ def dvc(*arguments: str) -> str:
 
 def ask(*arguments: str) -> subprocess.Popen[str]:
     """Start a DVC command in the checkout; `answer` waits for it."""
-    return subprocess.Popen([sys.executable, "-m", "dvc", *arguments], cwd=paths.ROOT, stdout=subprocess.PIPE, text=True,
+    return subprocess.Popen([sys.executable, "-m", "dvc", *arguments], cwd=paths.ROOT, stdout=subprocess.PIPE, encoding="utf-8",
                             stderr=subprocess.PIPE, env=dict(os.environ) | {"DVC_NO_ANALYTICS": "1"}, start_new_session=True)
 
 

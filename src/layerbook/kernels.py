@@ -79,7 +79,7 @@ def register() -> None:
 def _path() -> list[str]:
     """The import path of a plain interpreter, without what this process's own script or test runner added."""
     code = "import json, sys; print(json.dumps(sys.path[1:]))"
-    return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True).stdout)
 
 
 class Forked:

@@ -18,6 +18,7 @@ def style() -> None:
     """Set the book's matplotlib defaults. Applied on import."""
     matplotlib.rcParams.update({
         "figure.dpi": 100, "savefig.dpi": 100, "figure.figsize": (7.2, 3.6), "figure.constrained_layout.use": True,
+        "font.family": "DejaVu Sans",  # it comes with matplotlib, so that no figure depends on what is installed
         "font.size": 10, "axes.titlesize": 10.5, "axes.labelsize": 10, "legend.fontsize": 9, "legend.frameon": False,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
         "axes.prop_cycle": cycler(color=COLORS), "image.cmap": "viridis", "svg.hashsalt": "layerbook",

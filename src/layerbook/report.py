@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from layerbook import advice, paths, report_pages, report_paper
+from layerbook import advice, cards, files_text, paths, report_pages, report_paper
 from layerbook.report_data import BookError, load
 
 
@@ -44,14 +45,16 @@ def render(root: Path = paths.ROOT) -> list[Path]:
 def _lock(path: Path) -> Iterator[None]:
     """Hold a file lock: two test workers must not build the same book at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
+    with path.open("w", encoding="utf-8") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 def _digest(root: Path) -> str:
     """A hash of all that the built book depends on: its sources, the package (reference page), the last commit."""
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    # a checkout that another user owns is read here, and only read
+    command = ["git", "-c", f"safe.directory={root}", "rev-parse", "HEAD"]
+    head = subprocess.run(command, cwd=root, capture_output=True, encoding="utf-8", errors="replace", check=False)
     digest = hashlib.sha256(head.stdout.encode())
     for folder in ("book", "results", "notebooks", "src"):
         for path in sorted((root / folder).rglob("*")):
@@ -67,18 +70,21 @@ def build_book(root: Path = paths.ROOT, *, force: bool = False) -> Path:
     with _lock(build / "lock"):
         render(root)
         stamp, digest = build / "stamp", _digest(root)
-        if not force and stamp.is_file() and stamp.read_text() == digest:
+        if not force and stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
             return html
         stamp.unlink(missing_ok=True)
         for folder in [html, build / ".doctrees"] if force else [html]:  # no page outlives its source
             shutil.rmtree(folder, ignore_errors=True)
         code = "from jupyter_book.cli.main import main; main()"
         command = [sys.executable, "-c", code, "build", "-W", "-n", "--keep-going", "-q", str(root / "book")]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        # Matplotlib, which the reference page imports, keeps its font list in the checkout: there may be no home folder
+        settings = {"MPLCONFIGDIR": str(root / "build" / "matplotlib"), "PYTHONIOENCODING": "utf-8"}
+        done = subprocess.run(command, cwd=root, env=os.environ | settings, capture_output=True, encoding="utf-8",
+                              errors="replace", check=False)
         if done.returncode:
             raise BookError(f"jupyter-book failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
         check_build(root, html)
-        stamp.write_text(digest)
+        stamp.write_text(digest, encoding="utf-8")
     return html
 
 
@@ -102,6 +108,7 @@ def check_build(root: Path, html: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line: nothing renders, `build` renders and builds, `build --force` builds from nothing."""
+    files_text.lenient()
     given = sys.argv[1:] if arguments is None else arguments
     if given and given[0] != "build":
         print("usage: python -m layerbook.report [build [--force]]", file=sys.stderr)

@@ -40,7 +40,7 @@ def _call(command: list[str], folder: Path) -> None:
     if shutil.which(command[0]) is None:
         raise SourceError(f"the program {Path(command[0]).name} is not installed here")
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
+        command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", stdin=subprocess.DEVNULL,
         check=False,
     )  # fmt: skip
     if done.returncode == 0:
