@@ -24,9 +24,9 @@ CONFLICT = "<<<<<<< HEAD\n{0}\n=======\n{0}\n>>>>>>> theirs\n"
 DAMAGE = {  # how it is done, and what is said of it
     "empty": (lambda f: f.write_bytes(b""), "is empty"),
     "truncated": (lambda f: f.write_bytes(f.read_bytes()[: f.stat().st_size // 3]), ""),
-    "conflict": (lambda f: f.write_text(CONFLICT.format(f.read_text(encoding="latin-1"))), "conflict markers"),
-    "list": (lambda f: f.write_text("[1, 2]\n"), ""),
-    "number": (lambda f: f.write_text("7\n"), ""),
+    "conflict": (lambda f: f.write_text(CONFLICT.format(f.read_text(encoding="latin-1")), encoding="utf-8"), "conflict markers"),
+    "list": (lambda f: f.write_text("[1, 2]\n", encoding="utf-8"), ""),
+    "number": (lambda f: f.write_text("7\n", encoding="utf-8"), ""),
     "not text": (lambda f: f.write_bytes(b"\xff" + f.read_bytes()[1:]), ""),
     "missing": (lambda f: f.unlink(), "is missing"),
     "folder": (lambda f: (f.unlink(), f.mkdir()), "is a folder where a file belongs"),
@@ -59,7 +59,7 @@ def tree(committed, tmp_path, monkeypatch):
 
 
 def git(folder, *arguments):
-    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, encoding="utf-8").stdout
 
 
 def test_good_files_are_not_complained_of(tree):
@@ -85,14 +85,14 @@ def test_every_damage_to_every_kind_of_file_is_named_with_what_to_type(tree, nam
 
 
 def test_a_committed_damage_is_not_answered_with_git(tree):
-    (tree / "dvc.lock").write_text("")
+    (tree / "dvc.lock").write_text("", encoding="utf-8")
     git(tree, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qam", "damaged")
     told = advice.survey(tree, only=["dvc.lock"])
     assert told == ["dvc.lock is empty\n  record the files as they are: rm -rf dvc.lock && dvc commit -f"]
 
 
 def test_a_staged_damage_is_brought_back_from_the_commit(tree):
-    (tree / "dvc.lock").write_text("")
+    (tree / "dvc.lock").write_text("", encoding="utf-8")
     git(tree, "add", "dvc.lock")
     assert "git checkout HEAD -- dvc.lock" in advice.survey(tree, only=["dvc.lock"])[0]
 
@@ -111,7 +111,7 @@ def test_a_field_that_is_gone_is_named(tree, name, where, said):
     for key in where[:-1]:
         holder = holder[key]
     del holder[where[-1]]
-    (tree / name).write_text(json.dumps(content))
+    (tree / name).write_text(json.dumps(content), encoding="utf-8")
     assert advice.survey(tree, only=[name])[0].startswith(f"{name} {said}\n")
 
 
@@ -134,7 +134,7 @@ def test_pages_refuse_damaged_records_and_discussions_in_one_message(tree, name,
     ("C1: {would_change: more}\n", "lacks the field 'reason' under 'C1'"),
     ("C1: {reason: 3}\n", "has a field 'reason' of the wrong type (int) under 'C1'")])
 def test_a_discussion_without_its_fields_is_named(tree, prose, said):
-    (tree / "book/discussion/noprop.yaml").write_text(prose)
+    (tree / "book/discussion/noprop.yaml").write_text(prose, encoding="utf-8")
     with pytest.raises(report_data.BookError) as caught:
         report_data.load(tree)
     assert said in str(caught.value) and "git checkout -- book/discussion/noprop.yaml" in str(caught.value)
@@ -150,7 +150,7 @@ def test_layerbook_data_stops_before_dvc_stumbles(tree, name, damage, capsys, mo
 
 
 def test_status_says_which_record_is_damaged(tree, capsys):
-    (tree / "results/cpu/noprop.json").write_text('{"schema": 1, "paper": "noprop"}')
+    (tree / "results/cpu/noprop.json").write_text('{"schema": 1, "paper": "noprop"}', encoding="utf-8")
     assert cli.main(["status"]) == 1
     told = capsys.readouterr().err
     assert "results/cpu/noprop.json lacks the field 'tier'" in told and "git checkout -- results/cpu/noprop.json" in told
@@ -169,20 +169,20 @@ def test_only_a_lock_that_is_held_means_another_process(tree):
     assert "another DVC process is at work" in blocked
     torn = advice.of_dvc("status", "ERROR: Unable to read RWLock-file '.dvc/tmp/rwlock'. JSON structure is corrupted", tree)
     assert "rm .dvc/tmp/rwlock" in torn and "another" not in torn
-    (tree / "dvc.lock").write_text("")
+    (tree / "dvc.lock").write_text("", encoding="utf-8")
     empty = advice.of_dvc("status", "'./dvc.lock' validation failed.", tree)
     assert empty.startswith("dvc.lock is empty") and "another" not in empty and "git checkout -- dvc.lock" in empty
 
 
 def lock(tree, code="a"):
     """Record the network of the tree in dvc.lock as made from one file of code."""
-    (tree / "code.py").write_text("a")
+    (tree / "code.py").write_text("a", encoding="utf-8")
     md5 = "0cc175b9c0f1b6a831c399e269772661"  # of "a"
     folder = tree / "results/models/resnet20"
     stage = {"cmd": "x", "deps": [{"path": "code.py", "md5": md5}],
              "outs": [{"path": "results/models/resnet20", "md5": manifest.directory_md5(folder)}]}
-    (tree / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {"train-resnet20": stage}}))
-    (tree / "code.py").write_text(code)
+    (tree / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {"train-resnet20": stage}}), encoding="utf-8")
+    (tree / "code.py").write_text(code, encoding="utf-8")
 
 
 def test_a_changed_network_stops_before_it_is_trained_anew(tree, capsys):
@@ -206,12 +206,12 @@ def test_a_network_that_git_can_bring_back_is_not_trained_for_being_deleted(tree
 
 def test_a_change_of_its_code_asks_for_training(tree):
     lock(tree, code="b")
-    (tree / "results/models/resnet20/card.json").write_text("{}")
+    (tree / "results/models/resnet20/card.json").write_text("{}", encoding="utf-8")
     assert datastore.changed_networks() == []
 
 
 def test_run_stops_when_dvc_would_train_for_the_outputs_alone(tree, monkeypatch):
-    (tree / "results/models/resnet20/card.json").write_text('{"seconds": 7}')
+    (tree / "results/models/resnet20/card.json").write_text('{"seconds": 7}', encoding="utf-8")
     why = [{"changed outs": {"results/models/resnet20": "modified"}}]
     asked = []
 
@@ -241,7 +241,7 @@ def test_a_damaged_prepared_card_is_prepared_again(tree):
     folder = tree / "build/prepared/minilm"
     folder.mkdir(parents=True)
     for content in ("", "[]", "{", "{}"):
-        (folder / "card.json").write_text(content)
+        (folder / "card.json").write_text(content, encoding="utf-8")
         assert datastore.stale("minilm")
 
 
@@ -250,6 +250,6 @@ def test_a_missing_file_is_told_from_an_unreadable_one(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     assert filefaults.fault_of(tmp_path / "x", filefaults.text_of) == "is missing"
-    (tmp_path / "x").write_text("x")
+    (tmp_path / "x").write_text("x", encoding="utf-8")
     monkeypatch.setattr("pathlib.Path.read_text", refuse)
     assert filefaults.fault_of(tmp_path / "x", filefaults.text_of) == "cannot be read (Permission denied)"

@@ -368,7 +368,7 @@ def test_no_file_names_the_host_of_a_package_registry() -> None:
         ("debian", "org"), ("ubuntu", "com"), ("yarnpkg", "com"), ("anaconda", "org"), ("conda", "io"), ("download", "pytorch"),
     )]  # fmt: skip
     listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=paths.ROOT,
-                            capture_output=True, text=True, check=True).stdout  # fmt: skip
+                            capture_output=True, encoding="utf-8", check=True).stdout  # fmt: skip
     ours = [name for name in listed.split("\0")[:-1] if not name.startswith("results/")]
     texts = {name: (paths.ROOT / name).read_text(encoding="utf-8", errors="replace")
              for name in ours if (paths.ROOT / name).is_file()}  # fmt: skip

@@ -124,7 +124,7 @@ def test_a_discussion_has_its_schema(house, text, says):
 def test_a_discussion_without_a_paper_is_named(house):
     folder = house.root / "book" / "discussion"
     folder.mkdir()
-    (folder / "tyo.yaml").write_text("")
+    (folder / "tyo.yaml").write_text("", encoding="utf-8")
     assert check.leftovers() == ["discussion/tyo.yaml: there is no notebooks/tyo.yaml: rename the discussion, or remove it"]
 
 

@@ -14,7 +14,7 @@ ROOT = paths.ROOT
 
 
 def git(*arguments: str, cwd: Path) -> str:
-    return subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, encoding="utf-8", check=True).stdout
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -104,7 +104,7 @@ def reheaded(file, change):
     (lambda f: f.write_bytes(f.read_bytes() + b"more"), "bytes where its header asks for"),
     (lambda f: f.write_bytes(b"\xff" * 100), "cut off or no safetensors file"),
     (lambda f: f.write_bytes((20).to_bytes(8, "little") + b"x" * 100), "the header of model.safetensors is damaged"),
-    (lambda f: f.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"), "run 'git lfs pull'"),
+    (lambda f: f.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", encoding="utf-8"), "run 'git lfs pull'"),
     (lambda f: f.unlink(), "it has no weights"),
     (lambda f: reheaded(f, lambda h: h["lm_head.weight"].update(shape=[3, 3])), "another length than its shape"),
     (lambda f: reheaded(f, lambda h: h.update(x=7)), "the header of model.safetensors is damaged"),

@@ -48,9 +48,9 @@ def measured_by(house):
 
 
 def edit(file, old, new):
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     assert old in text
-    file.write_text(text.replace(old, new))
+    file.write_text(text.replace(old, new), encoding="utf-8")
 
 
 @pytest.mark.parametrize(("old", "new", "measured", "decided"), [

@@ -26,7 +26,7 @@ def test_a_draft_is_no_paper_of_the_book(drafted):
 
 def test_a_draft_is_named_by_each_command_and_stops_none(drafted, capsys):
     assert cli.main(["sync"]) == 0 and NOTE in capsys.readouterr().out
-    assert "my-paper" not in (drafted.root / "dvc.yaml").read_text() + (drafted.root / "params.yaml").read_text()
+    assert "my-paper" not in (drafted.root / "dvc.yaml").read_text(encoding="utf-8") + (drafted.root / "params.yaml").read_text(encoding="utf-8")
     assert cli.main(["sync", "--check"]) == 0
     assert cli.main(["fresh"]) == 1  # the toy has not run
     out = capsys.readouterr().out
@@ -38,9 +38,9 @@ def test_a_draft_is_named_by_each_command_and_stops_none(drafted, capsys):
 
 
 def test_parameters_kept_for_a_draft_stay(drafted):
-    (drafted.root / "params.yaml").write_text("papers:\n  toy:\n    seed: 0\n  my-paper:\n    seed: 4\n")
+    (drafted.root / "params.yaml").write_text("papers:\n  toy:\n    seed: 0\n  my-paper:\n    seed: 4\n", encoding="utf-8")
     pipeline.sync()
-    assert "seed: 4" in (drafted.root / "params.yaml").read_text()
+    assert "seed: 4" in (drafted.root / "params.yaml").read_text(encoding="utf-8")
 
 
 def test_the_rest_of_the_book_is_rendered(tmp_path, monkeypatch):
@@ -50,7 +50,7 @@ def test_the_rest_of_the_book_is_rendered(tmp_path, monkeypatch):
     (root / "notebooks" / "my-paper.yaml").write_text("draft: true\ntitle: TODO\n", encoding="utf-8")
     assert report.render(root)
     assert [p.slug for p in report_data.load(root)] == ["toy-paper"]
-    (root / "results/cpu/my-paper.json").write_text("{}")
+    (root / "results/cpu/my-paper.json").write_text("{}", encoding="utf-8")
     with pytest.raises(report_data.BookError, match="a draft has no stored record"):
         report_data.load(root)
 
@@ -77,7 +77,7 @@ def test_a_draft_is_not_run_as_evidence(drafted, capsys):
 def test_a_draft_with_a_stored_record_is_an_error(drafted, capsys):
     file = drafted.root / "results" / "cpu" / "my-paper.json"
     file.parent.mkdir(parents=True)
-    file.write_text("{}")
+    file.write_text("{}", encoding="utf-8")
     for command in ("fresh", "check"):
         assert cli.main([command]) == 1
         out = capsys.readouterr().out
@@ -86,7 +86,7 @@ def test_a_draft_with_a_stored_record_is_an_error(drafted, capsys):
 
 def test_an_unfinished_card_that_is_no_draft_is_an_error_with_advice(drafted):
     card = drafted.root / "notebooks" / "my-paper.yaml"
-    card.write_text(card.read_text().split("\n", 1)[1])
+    card.write_text(card.read_text(encoding="utf-8").split("\n", 1)[1], encoding="utf-8")
     with pytest.raises(cards.CardError, match=r"my-paper.yaml:2: title: .*TODO.*'draft: true' as the first line"):
         cards.load("my-paper")
     with pytest.raises(cards.CardError, match="my-paper.yaml:"):
@@ -94,7 +94,7 @@ def test_an_unfinished_card_that_is_no_draft_is_an_error_with_advice(drafted):
 
 
 def test_an_unreadable_card_is_never_passed_over(drafted, capsys):
-    (drafted.root / "notebooks" / "toy.yaml").write_text("slug: toy\n\nnote: [\n")
+    (drafted.root / "notebooks" / "toy.yaml").write_text("slug: toy\n\nnote: [\n", encoding="utf-8")
     assert cards.slugs() == ["toy"]
     assert cli.main(["sync"]) == 1
     assert "toy.yaml:" in capsys.readouterr().err
@@ -107,13 +107,13 @@ def test_an_unreadable_card_is_never_passed_over(drafted, capsys):
 ])
 def test_only_the_first_line_makes_a_draft(tmp_path, head, draft):
     file = tmp_path / "x.yaml"
-    file.write_text(head)
+    file.write_text(head, encoding="utf-8")
     assert cards.is_draft(file) is draft
 
 
 def test_a_draft_line_further_down_is_refused(house):
     card = house.root / "notebooks" / "toy.yaml"
-    card.write_text(card.read_text() + "draft: true\n")
+    card.write_text(card.read_text(encoding="utf-8") + "draft: true\n", encoding="utf-8")
     with pytest.raises(cards.CardError, match=r"toy.yaml:\d+: draft: a draft says 'draft: true' in the card's first line"):
         cards.load("toy")
 
@@ -121,10 +121,10 @@ def test_a_draft_line_further_down_is_refused(house):
 def test_the_tests_of_a_draft_are_left_out_unless_named(tmp_path, shell):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "tests" / "papers").mkdir(parents=True)
-    (tmp_path / "notebooks" / "my-paper.yaml").write_text("draft: true\n")
-    (tmp_path / "tests" / "conftest.py").write_text((paths.ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"))
-    (tmp_path / "tests" / "papers" / "test_my_paper.py").write_text("def test_it():\n    assert False\n")
-    (tmp_path / "tests" / "test_other.py").write_text("def test_it():\n    pass\n")
+    (tmp_path / "notebooks" / "my-paper.yaml").write_text("draft: true\n", encoding="utf-8")
+    (tmp_path / "tests" / "conftest.py").write_text((paths.ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "tests" / "papers" / "test_my_paper.py").write_text("def test_it():\n    assert False\n", encoding="utf-8")
+    (tmp_path / "tests" / "test_other.py").write_text("def test_it():\n    pass\n", encoding="utf-8")
     env = os.environ | {"LAYERBOOK_ROOT": str(tmp_path), "PYTHONPATH": str(paths.ROOT / "src")}
     command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     done = shell(*command, "tests", cwd=tmp_path, env=env)

@@ -20,7 +20,7 @@ def many(house, shell):
     """Three papers in a DVC pipeline with a report stage behind them."""
     for slug in ("one", "two"):
         house.paper(slug)
-    (house.root / "params.yaml").write_text(pipeline.params())
+    (house.root / "params.yaml").write_text(pipeline.params(), encoding="utf-8")
     stages(house)
     assert shell(sys.executable, "-m", "dvc", "init", "-q", "--no-scm", cwd=house.root).returncode == 0
     return house
@@ -31,9 +31,9 @@ def stages(house):
     out |= {slug: pipeline.of_paper(slug) for slug in cards.slugs()}
     results = [f"results/cpu/{slug}.json" for slug in cards.slugs()]
     (house.root / "sum.py").write_text("import glob, pathlib\n"
-                                       "pathlib.Path('sum.txt').write_text(str(len(glob.glob('results/cpu/*.json'))))\n")
+                                       "pathlib.Path('sum.txt').write_text(str(len(glob.glob('results/cpu/*.json'))))\n", encoding="utf-8")
     out["report"] = {"cmd": "python sum.py", "deps": ["sum.py", *results], "outs": [{"sum.txt": {"cache": False}}]}
-    with open(house.root / "dvc.yaml", "w") as stream:
+    with open(house.root / "dvc.yaml", "w", encoding="utf-8") as stream:
         YAML().dump({"stages": out}, stream)
 
 
@@ -43,7 +43,7 @@ def nothing_to_do(house, shell):
 
 
 def launch(house, *arguments):
-    return subprocess.Popen([sys.executable, "-m", "layerbook", "run", *arguments], cwd=house.root, text=True,
+    return subprocess.Popen([sys.executable, "-m", "layerbook", "run", *arguments], cwd=house.root, encoding="utf-8",
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
                             env=dict(os.environ) | {"PYTHONFAULTHANDLER": "1"})
 
@@ -66,7 +66,7 @@ def underway(house):
 def test_all_stale_papers_run_and_dvc_has_nothing_left(many, shell, capsys):
     assert cli.main(["run", "-j", "2"]) == 0
     assert "3 of 3 papers run and recorded" in capsys.readouterr().out
-    assert all(record.problems(s, "cpu") == [] for s in cards.slugs()) and (many.root / "sum.txt").read_text() == "3"
+    assert all(record.problems(s, "cpu") == [] for s in cards.slugs()) and (many.root / "sum.txt").read_text(encoding="utf-8") == "3"
     assert nothing_to_do(many, shell)
     before = many.results()
     assert cli.main(["run"]) == 0 and "nothing to do" in capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_all_stale_papers_run_and_dvc_has_nothing_left(many, shell, capsys):
     assert cli.main(["run"]) == 0 and "nothing to do" in capsys.readouterr().out
     assert nothing_to_do(many, shell)
     file = many.root / "params.yaml"
-    file.write_text(file.read_text().replace("one:\n    seed: 0", "one:\n    seed: 7"))
+    file.write_text(file.read_text(encoding="utf-8").replace("one:\n    seed: 0", "one:\n    seed: 7"), encoding="utf-8")
     assert cli.main(["run"]) == 0 and record.read("one", "cpu")["parameters"]["seed"] == 7
     assert nothing_to_do(many, shell)
 
@@ -104,18 +104,18 @@ def test_named_papers_run_even_when_fresh_and_unknown_ones_are_refused(house, ca
 def test_an_edited_value_is_run_again_and_an_edited_verdict_decided_again(many, shell, capsys):
     assert cli.main(["run"]) == 0
     file = many.root / "results/cpu/one.json"
-    honest = json.loads(file.read_text())
-    forged = json.loads(file.read_text())
+    honest = json.loads(file.read_text(encoding="utf-8"))
+    forged = json.loads(file.read_text(encoding="utf-8"))
     forged["measured"]["C1"]["gain"] = [2.0 + k / 10 for k in range(8)]
-    file.write_text(record.dumps(forged))
+    file.write_text(record.dumps(forged), encoding="utf-8")
     verdicts.write("one", "cpu")  # so that every number follows from the forged ones
     capsys.readouterr()
     assert cli.main(["run"]) == 0 and "1 of 1 papers" in capsys.readouterr().out
-    assert json.loads(file.read_text())["measured"] == honest["measured"] and record.problems("one", "cpu", strict=True) == []
+    assert json.loads(file.read_text(encoding="utf-8"))["measured"] == honest["measured"] and record.problems("one", "cpu", strict=True) == []
     file = many.root / "results/cpu/one.verdicts.json"
-    whole = file.read_text()
-    file.write_text(whole.replace('"reproduced"', '"weaker"', 1))
-    assert cli.main(["decide"]) == 0 and file.read_text() == whole
+    whole = file.read_text(encoding="utf-8")
+    file.write_text(whole.replace('"reproduced"', '"weaker"', 1), encoding="utf-8")
+    assert cli.main(["decide"]) == 0 and file.read_text(encoding="utf-8") == whole
 
 
 def test_longest_first_and_no_more_memory_than_there_is(house, monkeypatch):
@@ -123,7 +123,7 @@ def test_longest_first_and_no_more_memory_than_there_is(house, monkeypatch):
         house.paper(slug)
         record.replace(record.file_of(slug, "cpu"), json.dumps(
             {"schema": 2, "paper": slug, "seconds": 10.0 * (k + 1), "peak_memory_mb": 600}).encode())
-    monkeypatch.setattr(record, "read", lambda slug, tier: json.loads(record.file_of(slug, tier).read_text()))
+    monkeypatch.setattr(record, "read", lambda slug, tier: json.loads(record.file_of(slug, tier).read_text(encoding="utf-8")))
     jobs = driver.plan(["a1", "a2", "a3", "toy"], "cpu")
     assert [j.slug for j in jobs] == ["toy", "a3", "a2", "a1"] and jobs[0].seconds == driver.SECONDS
     now, most = [], []
@@ -217,8 +217,8 @@ def test_an_interrupt_is_orderly(many, shell, ignored):
 def test_a_kernel_killed_from_outside_fails_its_paper_alone(many):
     many.paper("two", extra="import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(300)")
     child = launch(many, "-j", "2")
-    until(lambda: (many.root / "pid").exists() and (many.root / "pid").read_text(), child)
-    os.kill(int((many.root / "pid").read_text()), signal.SIGKILL)
+    until(lambda: (many.root / "pid").exists() and (many.root / "pid").read_text(encoding="utf-8"), child)
+    os.kill(int((many.root / "pid").read_text(encoding="utf-8")), signal.SIGKILL)
     text = child.communicate(timeout=90)[0]
     assert child.returncode == 1 and "two: the kernel died, most often for want of memory" in text and "2 of 3 papers" in text
 
@@ -239,9 +239,9 @@ def test_a_lock_of_a_dead_process_is_no_obstacle(many, shell):
     assert cli.main(["run"]) == 0
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    (many.root / ".dvc/tmp/rwlock").write_text(holds(many, dead.pid))
-    (many.root / ".dvc/tmp/lock").write_text(f"{dead.pid}\n")
-    (many.root / "build/locks/driver.lock").write_text(f"{dead.pid}\n")
+    (many.root / ".dvc/tmp/rwlock").write_text(holds(many, dead.pid), encoding="utf-8")
+    (many.root / ".dvc/tmp/lock").write_text(f"{dead.pid}\n", encoding="utf-8")
+    (many.root / "build/locks/driver.lock").write_text(f"{dead.pid}\n", encoding="utf-8")
     many.paper("two", extra="word = 1")
     assert cli.main(["run"]) == 0 and nothing_to_do(many, shell)
 
@@ -250,7 +250,7 @@ def test_a_live_dvc_process_is_named_and_nothing_runs_beside_it(many, capsys):
     assert cli.main(["run"]) == 0
     before = many.results()
     many.paper("two", extra="word = 1")
-    (many.root / ".dvc/tmp/rwlock").write_text(holds(many, os.getpid()))
+    (many.root / ".dvc/tmp/rwlock").write_text(holds(many, os.getpid()), encoding="utf-8")
     code = cli.main(["run"])
     assert code == 1 and "another DVC process is at work" in capsys.readouterr().err
     assert many.results() == before
@@ -312,7 +312,7 @@ def test_same_size_same_time_other_content_is_seen(house):
     assert record.problems("toy", "cpu") == []
     file = house.root / "notebooks/toy.yaml"
     stamp = file.stat()
-    file.write_text(file.read_text().replace("max: 10", "max: 19"))
+    file.write_text(file.read_text(encoding="utf-8").replace("max: 10", "max: 19"), encoding="utf-8")
     os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert any("toy.yaml changed" in p for p in record.problems("toy", "cpu"))
 
@@ -336,7 +336,7 @@ def driver_card(substrate):
 
 def test_locks_end_with_their_holder(house):
     with runner.only_one("x.lock", "busy"):
-        with open(house.root / "build/locks/x.lock") as other, pytest.raises(BlockingIOError):
+        with open(house.root / "build/locks/x.lock", encoding="utf-8") as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with runner.only_one("x.lock", "busy"):
         pass

@@ -193,9 +193,9 @@ class Machine:
         self.shop.mkdir()
         shutil.copytree(ROOT / "tools", self.root / "tools", ignore=shutil.ignore_patterns("__pycache__"))
         backend = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
-        (self.root / "pyproject.toml").write_text(backend + '[project]\nname = "layerbook"\nversion = "0.1.0"\n')
-        (self.root / "backend.py").write_text(textwrap.dedent(BACKEND))
-        (self.root / "requirements.lock").write_text(LINES)
+        (self.root / "pyproject.toml").write_text(backend + '[project]\nname = "layerbook"\nversion = "0.1.0"\n', encoding="utf-8")
+        (self.root / "backend.py").write_text(textwrap.dedent(BACKEND), encoding="utf-8")
+        (self.root / "requirements.lock").write_text(LINES, encoding="utf-8")
         self.env = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1",
                     "PIP_FIND_LINKS": str(self.shop), "PIP_RETRIES": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}  # fmt: skip
         self.wheel("jupyter_client", "1.0", {"jupyter_client/manager.py": KERNEL_CODE, "jupyter_client/__init__.py": ""})
@@ -220,12 +220,12 @@ class Machine:
 
     def make(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         command = [sys._base_executable, str(self.root / "tools" / "environment.py"), *arguments]
-        return subprocess.run(command, env=self.env | variables, capture_output=True, text=True, timeout=240, check=False)
+        return subprocess.run(command, env=self.env | variables, capture_output=True, encoding="utf-8", timeout=240, check=False)
 
     def installed(self) -> dict[str, str]:
         code = ("import importlib.metadata as m, json\n"
                 "print(json.dumps({d.name.lower().replace('_', '-'): d.version for d in m.distributions()}))")  # fmt: skip
-        done = subprocess.run([self.root / ".venv/bin/python", "-c", code], capture_output=True, text=True, check=True)
+        done = subprocess.run([self.root / ".venv/bin/python", "-c", code], capture_output=True, encoding="utf-8", check=True)
         return {k: v for k, v in json.loads(done.stdout).items() if k not in ("pip", "setuptools")}
 
 
@@ -236,7 +236,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys._base_executable, "-m", "venv", folder / "made"], check=True)
     copying = f"import shutil, sys\nshutil.copytree({str(folder / 'made')!r}, sys.argv[1], symlinks=True)\n"
     (folder / "stub").mkdir()
-    (folder / "stub" / "venv.py").write_text(copying)
+    (folder / "stub" / "venv.py").write_text(copying, encoding="utf-8")
     return folder / "stub"
 
 
@@ -266,7 +266,7 @@ def test_a_cpu_build_brings_no_cuda_and_a_second_call_does_nothing(bare: Machine
     again = bare.make()
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "") and spent() - began < 1
 
-    (bare.root / "requirements.lock").write_text(LINES.replace("other==1.0\n", ""))
+    (bare.root / "requirements.lock").write_text(LINES.replace("other==1.0\n", ""), encoding="utf-8")
     assert "making it anew" in bare.make().stdout
     assert bare.installed() == {"jupyter-client": "1.0", "layerbook": "0.1.0", "torch": "2.13.0+cpu"}
 
@@ -292,7 +292,7 @@ def test_what_does_not_start_does_not_count_and_the_next_call_mends_it(bare: Mac
     (venv / "lib/python3.10/site-packages").mkdir(parents=True)  # as another Python leaves it
     (venv / "bin").mkdir()
     (venv / "bin/python").symlink_to("/nowhere/python3.10")
-    (venv / "pyvenv.cfg").write_text("home = /nowhere\nversion = 3.10.13\n")
+    (venv / "pyvenv.cfg").write_text("home = /nowhere\nversion = 3.10.13\n", encoding="utf-8")
     bare.torch("2.13.0", code='raise ImportError("libcudnn.so.9: cannot open shared object file")')
     done = bare.make()
     assert done.returncode == 1 and not (venv / ".installed").exists()
@@ -305,7 +305,7 @@ def test_what_does_not_start_does_not_count_and_the_next_call_mends_it(bare: Mac
 
 def test_a_folder_with_somebodys_work_in_it_is_left_alone(bare: Machine) -> None:
     (bare.root / ".venv").mkdir()
-    (bare.root / ".venv/thesis.txt").write_text("mine")
+    (bare.root / ".venv/thesis.txt").write_text("mine", encoding="utf-8")
     done = bare.make()
     assert done.returncode == 1 and "holds thesis.txt" in done.stderr and "type: make env" in done.stderr
     assert [entry.name for entry in (bare.root / ".venv").iterdir()] == ["thesis.txt"]
@@ -315,7 +315,7 @@ def uv(bare: Machine, text: str) -> Path:
     """A program named uv that keeps its arguments and settings, then does as `text` says."""
     folder = bare.root.parent / "bin"
     folder.mkdir(exist_ok=True)
-    (folder / "uv").write_text(f'#!/bin/sh\necho "$*|$UV_FIND_LINKS|$UV_NO_INDEX" >> "{folder}/log"\n' + text)
+    (folder / "uv").write_text(f'#!/bin/sh\necho "$*|$UV_FIND_LINKS|$UV_NO_INDEX" >> "{folder}/log"\n' + text, encoding="utf-8")
     (folder / "uv").chmod(0o755)
     bare.env["PATH"] = f"{folder}:{bare.env['PATH']}"
     return folder / "log"
@@ -325,7 +325,7 @@ def test_uv_is_used_where_it_is_and_chooses_no_torch(bare: Machine) -> None:
     log = uv(bare, 'while [ "$1" != -r ]; do [ "$1" = --python ] && python="$2"; shift; done\n'
                    'grep -q "^torch" "$2" && exit 9\n"$python" -m pip install -q --no-deps -r "$2"\n')  # fmt: skip
     assert bare.make().returncode == 0 and bare.installed() == ALWAYS | {"torch": "2.13.0+cpu"}
-    (line,) = log.read_text().splitlines()
+    (line,) = log.read_text(encoding="utf-8").splitlines()
     assert "--no-deps --compile-bytecode" in line and line.endswith(f"|{bare.shop}|true")
 
 
@@ -335,7 +335,7 @@ def test_pip_does_what_uv_cannot(bare: Machine) -> None:
     assert done.returncode == 0 and not log.exists()
     (bare.root / ".venv/.installed").unlink()
     done = bare.make()
-    assert done.returncode == 0 and "trying pip" in done.stdout and len(log.read_text().splitlines()) == 1
+    assert done.returncode == 0 and "trying pip" in done.stdout and len(log.read_text(encoding="utf-8").splitlines()) == 1
     assert bare.installed() == ALWAYS | {"torch": "2.13.0+cpu"}
 
 
@@ -369,7 +369,7 @@ def test_a_full_disk_is_called_that_and_gets_its_room_back(small: Machine) -> No
     assert done.returncode == 1 and "the disk is full: the environment needs about 2.5 GB" in done.stderr
     assert not (small.root / ".venv").exists(), "found out before anything was written"
     tool = small.root / "tools" / "install.py"
-    tool.write_text(tool.read_text().replace("ROOM = 2.5e9", "ROOM = 1"))  # blind the check made in advance
+    tool.write_text(tool.read_text(encoding="utf-8").replace("ROOM = 2.5e9", "ROOM = 1"), encoding="utf-8")  # blind the check made in advance
     done = small.make()
     assert done.returncode == 1 and "the disk is full" in done.stderr and "Traceback" not in done.stderr
     assert not (small.root / ".venv").exists()
@@ -417,13 +417,13 @@ def test_old_pythons_understand_their_refusal(bare: Machine) -> None:
     tried = 0
     for python in others():
         code = "import sys; print('%d.%d' % sys.version_info[:2])"
-        version = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+        version = subprocess.run([python, "-c", code], capture_output=True, encoding="utf-8", check=False)
         if version.returncode or version.stdout.strip() in ("3.11", "3.12"):
             continue  # a version manager's stand-in, or one that does
         tried += 1
         began = spent()
         command = [python, bare.root / "tools/environment.py"]
-        done = subprocess.run(command, env=bare.env, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=bare.env, capture_output=True, encoding="utf-8", check=False)
         assert done.returncode == 1 and f"is Python {version.stdout.strip()}." in done.stderr and "Traceback" not in done.stderr
         assert spent() - began < 1 and not (bare.root / ".venv").exists()
     if not tried:
@@ -433,7 +433,7 @@ def test_old_pythons_understand_their_refusal(bare: Machine) -> None:
 def test_make_names_the_python_that_is_missing(bare: Machine) -> None:
     shutil.copy(ROOT / "Makefile", bare.root)
     command = ["make", "env", "PYTHON=python9"]
-    done = subprocess.run(command, cwd=bare.root, env=bare.env, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=bare.root, env=bare.env, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode and "error: python9 does not start here. Install Python 3.11 or 3.12" in done.stderr
 
 

@@ -30,7 +30,7 @@ def environment(root: Path, **changes: str) -> dict[str, str]:
 def test_both_kinds_of_kernel_run_without_a_home(house, kind: str, home: dict[str, str]) -> None:
     package = str(Path(folders.__file__).parents[1])
     done = subprocess.run([sys.executable, "-c", RUN, kind], env=environment(house.root, PYTHONPATH=package, **home),
-                          cwd=house.root, capture_output=True, text=True, timeout=200, check=False)  # fmt: skip
+                          cwd=house.root, capture_output=True, encoding="utf-8", timeout=200, check=False)  # fmt: skip
     assert done.stdout.strip() == "stored", done.stderr[-600:]
     text = (house.root / "results/cpu/toy.ipynb").read_text(encoding="utf-8")
     assert '"stderr"' not in text, "a library's complaint about the home folder became part of the evidence"
@@ -64,7 +64,7 @@ def test_another_user_without_a_home_of_their_own(house, kind: str, home: str) -
         search = os.pathsep.join([str(Path(folders.__file__).parents[1]), sysconfig.get_paths()["purelib"]])
         variables = environment(root, PYTHONPATH=search, **({"HOME": str(theirs)} if home == "read-only" else {}))
         done = subprocess.run([python, "-c", RUN, kind], env=variables, cwd=root, user=65534, group=65534, extra_groups=[],
-                              capture_output=True, text=True, timeout=200, check=False)  # fmt: skip
+                              capture_output=True, encoding="utf-8", timeout=200, check=False)  # fmt: skip
         assert done.stdout.strip() == "stored", done.stderr[-600:]
         assert list(theirs.iterdir()) == []
 
@@ -93,7 +93,7 @@ def test_the_private_folder_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_script_takes_over_the_same_folders() -> None:
-    done = subprocess.run([sys.executable, "-m", "layerbook.folders"], capture_output=True, text=True, check=True,
+    done = subprocess.run([sys.executable, "-m", "layerbook.folders"], capture_output=True, encoding="utf-8", check=True,
                           env=os.environ | {"HOME": "/dev/null", "JUPYTER_RUNTIME_DIR": "/dev/null/x"})  # fmt: skip
     assert [line.split("=")[0] for line in done.stdout.splitlines()][0] == "export JUPYTER_RUNTIME_DIR"
     assert "layerbook.folders" in (paths.ROOT / "tests" / "run.sh").read_text(encoding="utf-8")

@@ -45,7 +45,7 @@ def test_examples_of_files_are_valid(text, tmp_path, monkeypatch):
     elif "claims" in data:
         (tmp_path / "notebooks").mkdir()
         (tmp_path / "book").mkdir()
-        (tmp_path / "book" / "references.bib").write_text("@misc{test2024,\n}\n")
+        (tmp_path / "book" / "references.bib").write_text("@misc{test2024,\n}\n", encoding="utf-8")
         head = toy.CARD.split("gates:")[0].format(slug="toy")
         (tmp_path / "notebooks" / "toy.yaml").write_text(head + text, encoding="utf-8")
         card = cards.read(tmp_path / "notebooks" / "toy.yaml")

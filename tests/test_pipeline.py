@@ -19,7 +19,7 @@ def test_dvc_yaml_is_what_the_notebooks_import():
 
 
 def test_a_papers_stage_depends_on_its_digest_and_its_data_alone():
-    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     for slug in cards.slugs():
         listed = stages[slug]["deps"]
         assert f"build/digests/{slug}.json" in listed
@@ -50,7 +50,7 @@ def scratch(tmp_path, monkeypatch):
     def write(name, text=""):
         file = package / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
 
     write("__init__.py")
     monkeypatch.setattr(paths, "ROOT", tmp_path)
@@ -143,7 +143,7 @@ def stale(project) -> set[str]:
 
     subprocess.run([*DVC, "repro", "-q", "-s", "digests"], cwd=project.root, check=True)
     command = [*DVC, "status", "--json", "plain", "drawn", "decide"]
-    return set(json.loads(subprocess.run(command, cwd=project.root, capture_output=True, text=True, check=True).stdout))
+    return set(json.loads(subprocess.run(command, cwd=project.root, capture_output=True, encoding="utf-8", check=True).stdout))
 
 
 def test_stale_is_exactly_what_an_edit_can_change(project):
@@ -156,11 +156,11 @@ def test_stale_is_exactly_what_an_edit_can_change(project):
 
     def after(edit, name):
         file = source / name if name.endswith(".py") else project.root / "notebooks" / name
-        original = file.read_text()
-        file.write_text(edit(original))
-        assert file.read_text() != original
+        original = file.read_text(encoding="utf-8")
+        file.write_text(edit(original), encoding="utf-8")
+        assert file.read_text(encoding="utf-8") != original
         found = stale(project)
-        file.write_text(original)
+        file.write_text(original, encoding="utf-8")
         return found
 
     for shown in ("tables.py", "plots.py", "report.py", "scaffold.py"):
@@ -181,15 +181,15 @@ def test_stale_is_exactly_what_an_edit_can_change(project):
 
 
 def test_condas_environment_takes_the_lock():
-    env = YAML(typ="safe").load((ROOT / "environment.yml").read_text())
+    env = YAML(typ="safe").load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     plain = [d for d in env["dependencies"] if isinstance(d, str)]
     (pip,) = [d["pip"] for d in env["dependencies"] if isinstance(d, dict)]
     assert "python=3.11" in plain and pip == ["--requirement requirements.lock", "--editable ."]
 
 
 def test_ci_runs_what_the_readme_says():
-    assert "make test" in (ROOT / ".ci" / "run").read_text() and "make test" in (ROOT / "README.md").read_text()
-    assert "make book" in (ROOT / "README.md").read_text()
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8") and "make test" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "make book" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_data_are_those_of_data_dvc():

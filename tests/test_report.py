@@ -85,10 +85,10 @@ def make_root(root: Path, gpu: bool = False) -> Path:
         (root / folder).mkdir(parents=True, exist_ok=True)
     shutil.copy(paths.ROOT / "src/layerbook/assets.yaml", root / "src/layerbook/assets.yaml")
     shutil.copy(paths.ROOT / "src/layerbook/stats.py", root / "src/layerbook/stats.py")
-    with (root / "notebooks/toy-paper.yaml").open("w") as stream:
+    with (root / "notebooks/toy-paper.yaml").open("w", encoding="utf-8") as stream:
         YAML().dump(CARD, stream)
-    (root / "book/discussion/toy-paper.yaml").write_text("C2: {reason: Too few seeds., would_change: More seeds.}\n")
-    with (root / "book/references.bib").open("a") as stream:
+    (root / "book/discussion/toy-paper.yaml").write_text("C2: {reason: Too few seeds., would_change: More seeds.}\n", encoding="utf-8")
+    with (root / "book/references.bib").open("a", encoding="utf-8") as stream:
         stream.write("\n@misc{toy2025,\n  title = {Toy}\n}\n")
     picture = io.BytesIO()
     matplotlib.image.imsave(picture, np.zeros((2, 2)), format="png")
@@ -125,9 +125,9 @@ def make_root(root: Path, gpu: bool = False) -> Path:
             mine["claims"][3] = result("C4", "weaker", 0.05, [0.01, 0.09])
             mine["claims"][1] = result("C2", "reproduced", 0.01, [-0.05, 0.05])
         notebook = v4.new_notebook(cells=copy.deepcopy(cells))
-        (root / f"results/{tier}/toy-paper.ipynb").write_text(nbformat.writes(notebook))
+        (root / f"results/{tier}/toy-paper.ipynb").write_text(nbformat.writes(notebook), encoding="utf-8")
         store(root, mine)
-    (root / "notebooks/toy-paper.ipynb").write_text(nbformat.writes(v4.new_notebook(cells=copy.deepcopy(cells))))
+    (root / "notebooks/toy-paper.ipynb").write_text(nbformat.writes(v4.new_notebook(cells=copy.deepcopy(cells))), encoding="utf-8")
     return root
 
 
@@ -145,8 +145,8 @@ def store(root: Path, evidence: dict[str, Any]) -> None:
     decided = head | {"decided_by": {"engine": digest}, "gates": [],
                       "claims": [without(c, "values", "unit") for c in evidence["claims"]],
                       "findings": [without(f, "values", "statement") for f in evidence["findings"]]}
-    (root / f"results/{tier}/toy-paper.json").write_text(records.dumps(measured))
-    (root / f"results/{tier}/toy-paper.verdicts.json").write_text(records.dumps(decided))
+    (root / f"results/{tier}/toy-paper.json").write_text(records.dumps(measured), encoding="utf-8")
+    (root / f"results/{tier}/toy-paper.verdicts.json").write_text(records.dumps(decided), encoding="utf-8")
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_the_shelf_has_what_did_not_come_out_and_nothing_else(root: Path) -> Non
 def test_without_a_gpu_run_the_page_says_so_and_gives_no_figure(tmp_path: Path) -> None:
     root = make_root(tmp_path)
     report.render(root)
-    runs = (root / "book/_generated/runs.md").read_text()
+    runs = (root / "book/_generated/runs.md").read_text(encoding="utf-8")
     assert "No GPU run is stored" in runs and "no run is stored yet" in runs and "GPU memory" not in runs
 
 
@@ -233,7 +233,7 @@ def test_a_gpu_run_decides_what_the_cpu_may_not(tmp_path: Path) -> None:
     assert (rows["C4"]["verdict"], rows["C4"]["tier"]) == ("weaker", "gpu")
     assert (rows["C2"]["verdict"], rows["C2"]["other"]["gpu"]["verdict"]) == ("inconclusive", "reproduced")
     assert "(toy-paper-gpu.ipynb)" in first_cell(root)
-    runs = (root / "book/_generated/runs.md").read_text()
+    runs = (root / "book/_generated/runs.md").read_text(encoding="utf-8")
     assert "1 of 1 papers" in runs and runs.count(" memory") >= 2 and '">1</td>' in runs
     gpu = nbformat.read(root / "book/papers/toy-paper-gpu.ipynb", as_version=4)
     assert not any("(eq-a)" in c.source for c in gpu.cells), "equation labels must be unique in the book"
@@ -244,16 +244,16 @@ def test_a_gpu_run_decides_what_the_cpu_may_not(tmp_path: Path) -> None:
 
 def test_metrics_count_claims_proper(root: Path) -> None:
     report.render(root)
-    numbers = json.loads((root / "results/metrics.json").read_text())
+    numbers = json.loads((root / "results/metrics.json").read_text(encoding="utf-8"))
     assert numbers["total"] == {"papers": 1, "reproduced": 1, "inconclusive": 1, "not tested": 1}
     assert numbers["papers"]["toy-paper"]["claims"]["C1"] == 0.5
 
 
 def test_a_record_that_the_card_does_not_register_is_refused(root: Path) -> None:
     path = root / "results/cpu/toy-paper.verdicts.json"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     record["claims"][0]["id"] = "C9"
-    path.write_text(records.dumps(record))
+    path.write_text(records.dumps(record), encoding="utf-8")
     with pytest.raises(report.BookError, match="C9.*does not register.*make rerun"):
         report.render(root)
 
@@ -277,7 +277,7 @@ def test_a_page_shows_the_source_as_it_is_and_the_verdicts_as_they_are_stored(ro
     notebooks[1].cells[2].source = "show()  # with a comment"
     notebooks[1].cells += [v4.new_code_cell("# a comment alone", id="alone"), v4.new_code_cell("run.finish()", id="end")]
     for path, notebook in zip((executed, source), notebooks, strict=True):
-        path.write_text(nbformat.writes(notebook))
+        path.write_text(nbformat.writes(notebook), encoding="utf-8")
     report.render(root)
     cells = nbformat.read(root / "book/papers/toy-paper.ipynb", as_version=4).cells
     by_id = {c["id"]: c for c in cells}
@@ -285,7 +285,7 @@ def test_a_page_shows_the_source_as_it_is_and_the_verdicts_as_they_are_stored(ro
     assert "image/png" in by_id["figure"].outputs[0].data and [c["id"] for c in cells].index("given") == 4
     shown = by_id["end"].outputs[0].data["text/html"]
     assert "said the run" not in shown and "reason of C2" in shown and "passes" in shown
-    source.write_text(source.read_text().replace("show()", "show(1)"))
+    source.write_text(source.read_text(encoding="utf-8").replace("show()", "show(1)"), encoding="utf-8")
     with pytest.raises(report.BookError, match="its code cells are not those of the source notebook; run it again: make rerun"):
         report.render(root)
 
@@ -299,7 +299,7 @@ def test_a_record_without_verdicts_says_how_to_decide(root: Path) -> None:
 def test_every_verdict_has_sign_colour_and_meaning() -> None:
     assert tuple(report_html.GLYPHS) == tuple(report_html.MEANING) == tuple(report_html.COLOURS) == outcomes.VERDICTS
     assert set(report_pages.SHELF) >= set(outcomes.VERDICTS)
-    css = (paths.BOOK / "_static/layerbook.css").read_text()
+    css = (paths.BOOK / "_static/layerbook.css").read_text(encoding="utf-8")
     assert all(f".lb-{report_html.css(v)} {{" in css for v in outcomes.VERDICTS)
     assert report_data.FAMILIES == cards.schema()["properties"]["family"]["enum"]
 
@@ -340,7 +340,7 @@ def test_times_are_printed_as_people_say_them(seconds: float, text: str) -> None
 def test_an_entry_of_the_bibliography_is_found_whole(tmp_path: Path) -> None:
     (tmp_path / "book").mkdir()
     entry = "@article{a2025,\n  title = {{A} {B}},\n}"
-    (tmp_path / "book/references.bib").write_text(f"{entry}\n\n@misc{{b, title={{B}}\n}}\n")
+    (tmp_path / "book/references.bib").write_text(f"{entry}\n\n@misc{{b, title={{B}}\n}}\n", encoding="utf-8")
     assert report_paper.bibtex(tmp_path, "a2025") == entry
     assert report_paper.bibtex(tmp_path, "a20") is None
 
@@ -354,7 +354,7 @@ def extension() -> Any:
 
 def test_the_page_foot_is_uncommitted_without_git(tmp_path: Path) -> None:
     record = tmp_path / "record.json"
-    record.write_text("{}")
+    record.write_text("{}", encoding="utf-8")
     assert extension().commit_of(tmp_path, record) == "uncommitted"
 
 

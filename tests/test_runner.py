@@ -35,7 +35,7 @@ def test_a_run_leaves_record_and_notebook(ran):
     assert "notebooks/toy.ipynb" in found["measured_by"] and "src/layerbook/paper.py" in found["measured_by"]
     assert "src/layerbook/claims.py" not in found["measured_by"] and "src/layerbook/claims.py" in decided["decided_by"]
     assert record.problems("toy", "cpu") == []
-    text = (ran.root / "results/cpu/toy.ipynb").read_text()
+    text = (ran.root / "results/cpu/toy.ipynb").read_text(encoding="utf-8")
     assert str(ran.root) not in text and "papermill" not in json.loads(text)["metadata"]
 
 
@@ -124,7 +124,7 @@ def test_a_killed_run_leaves_the_old_evidence_and_the_next_carries_on(ran):
     child.wait()
     assert ran.results() == before
     ran.paper()
-    (ran.root / "params.yaml").write_text("papers: {toy: {seed: 5}}\n")
+    (ran.root / "params.yaml").write_text("papers: {toy: {seed: 5}}\n", encoding="utf-8")
     runner.run("toy")
     assert record.problems("toy", "cpu") == [] and ran.record()["parameters"]["seed"] == 5
 
@@ -141,9 +141,9 @@ def test_an_input_that_changes_during_the_run_is_caught(ran):
 def edit(house, change, suffix=".json"):
     """Problems of the evidence after a change of one of its files, which keeps the form in which it was written."""
     file = house.root / f"results/cpu/toy{suffix}"
-    data = json.loads(file.read_text())
+    data = json.loads(file.read_text(encoding="utf-8"))
     change(data)
-    file.write_text(record.dumps(data))
+    file.write_text(record.dumps(data), encoding="utf-8")
     return " ".join(record.problems("toy", "cpu"))
 
 
@@ -203,7 +203,7 @@ def test_a_run_with_other_parameters_is_no_evidence(ran, capsys):
 
 
 def test_a_seed_changed_in_params_makes_stale(ran):
-    (ran.root / "params.yaml").write_text("papers: {toy: {seed: 1}}\n")
+    (ran.root / "params.yaml").write_text("papers: {toy: {seed: 1}}\n", encoding="utf-8")
     assert "parameter seed was 0 in the run, but notebook and params.yaml give 1" in record.problems("toy", "cpu")
 
 
@@ -211,22 +211,22 @@ def test_files_that_dvc_does_not_record_are_stale(ran):
     files = {s: ran.root / f"results/cpu/toy{s}" for s in (".json", ".ipynb", DECIDED)}
     outs = [{"path": f"results/cpu/toy{s}", "md5": receipts.md5(f)} for s, f in files.items()]
     lock = ran.root / "dvc.lock"
-    lock.write_text(json.dumps({"schema": "2.0", "stages": {"toy": {"outs": outs}}}))
+    lock.write_text(json.dumps({"schema": "2.0", "stages": {"toy": {"outs": outs}}}), encoding="utf-8")
     assert record.problems("toy", "cpu", strict=True) == []
     for suffix, file in files.items():
-        honest = file.read_text()
-        file.write_text(honest.replace("0", "00", 1))
+        honest = file.read_text(encoding="utf-8")
+        file.write_text(honest.replace("0", "00", 1), encoding="utf-8")
         assert f"toy{suffix} is not the file that dvc.lock records" in " ".join(record.problems("toy", "cpu", strict=True)) or (
             "not in the form" in " ".join(record.problems("toy", "cpu", strict=True)))
-        file.write_text(honest)
+        file.write_text(honest, encoding="utf-8")
     text = edit(ran, lambda d: d.update(seconds=0.1))  # nothing follows from it, and no digest shows it
     assert "toy.json is not the file that dvc.lock records" in text
-    lock.write_text("<<<<<<< HEAD\n" + lock.read_text())
+    lock.write_text("<<<<<<< HEAD\n" + lock.read_text(encoding="utf-8"), encoding="utf-8")
     assert "git checkout dvc.lock" in " ".join(record.problems("toy", "cpu"))
 
 
 def test_a_broken_record_says_what_to_do(ran):
-    (ran.root / "results/cpu/toy.json").write_text("{")
+    (ran.root / "results/cpu/toy.json").write_text("{", encoding="utf-8")
     assert "make rerun PAPER=toy" in record.problems("toy", "cpu")[0]
 
 
@@ -240,7 +240,7 @@ def test_the_last_bytes_count_as_well(ran, suffix):
 
 def test_a_swapped_notebook_and_a_missing_half_are_caught(ran):
     notebook = ran.root / "results/cpu/toy.ipynb"
-    notebook.write_text(notebook.read_text().replace("one is one", "one is two"))
+    notebook.write_text(notebook.read_text(encoding="utf-8").replace("one is one", "one is two"), encoding="utf-8")
     found = " ".join(record.problems("toy", "cpu"))
     assert "not the notebook that this record" in found and "cells are not those" in found
     notebook.unlink()
@@ -254,12 +254,12 @@ def test_records_are_valid_json_with_nan_measurements(house):
     assert result["claims"][0]["verdict"] == "inconclusive" and result["claims"][0]["values"][0] is None
     assert record.read("toy", "cpu")["measured"]["C1"]["gain"][0] is None
     assert record.problems("toy", "cpu") == []
-    assert "NaN" not in (house.root / "results/cpu/toy.json").read_text().replace("are NaN", "")
+    assert "NaN" not in (house.root / "results/cpu/toy.json").read_text(encoding="utf-8").replace("are NaN", "")
 
 
 def test_a_truncated_notebook_is_named(house):
     file = house.root / "notebooks/toy.ipynb"
-    file.write_text(file.read_text()[:200])
+    file.write_text(file.read_text(encoding="utf-8")[:200], encoding="utf-8")
     with pytest.raises(ValueError, match="toy.ipynb is not a readable notebook"):
         method.load("toy")
 

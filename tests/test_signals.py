@@ -14,7 +14,7 @@ SLEEP = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(1
 
 
 def start(root, *command):
-    return subprocess.Popen([sys.executable, "-m", *command], cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, "-m", *command], cwd=root, encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             start_new_session=True)
 
 
@@ -41,8 +41,8 @@ def orderly(text, number):
 def test_a_stopped_rerun_leaves_nothing(house, number):
     house.paper(extra=SLEEP)
     child = start(house.root, "layerbook", "rerun", "toy")
-    until(lambda: (house.root / "pid").exists() and (house.root / "pid").read_text(), child)
-    kernel = int((house.root / "pid").read_text())
+    until(lambda: (house.root / "pid").exists() and (house.root / "pid").read_text(encoding="utf-8"), child)
+    kernel = int((house.root / "pid").read_text(encoding="utf-8"))
     child.send_signal(number)
     out, errors = child.communicate(timeout=60)
     assert child.returncode == 128 + number and orderly(errors, number), errors
@@ -88,7 +88,7 @@ def test_every_command_ends_in_one_line(house, name):
     module, function, call = COMMANDS[name]
     before = sorted(p for p in house.root.rglob("*") if "locks" not in p.parts and "__pycache__" not in p.parts)
     child = subprocess.Popen([sys.executable, "-c", SLOW.format(module=module, name=function, call=call, argv=["layerbook"])],
-                             cwd=house.root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                             cwd=house.root, encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert child.stdout.readline() == "under way\n", child.communicate()
     child.send_signal(signal.SIGTERM)
     errors = child.communicate(timeout=30)[1]
@@ -101,7 +101,7 @@ def test_the_mains_are_guarded(module):
     """Their last lines hand `main` to what ends a command in order."""
     from pathlib import Path
 
-    source = (Path(cli.__file__).parent / f"{module}.py").read_text()
+    source = (Path(cli.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
     assert f'endings.command("python -m layerbook.{module}", main)' in source.partition('if __name__ == "__main__":')[2]
 
 

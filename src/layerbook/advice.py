@@ -96,7 +96,7 @@ def survey(root: Path | None = None, only: Sequence[str] | None = None) -> list[
 def _git(root: Path, *arguments: str) -> str:
     """What a git command prints; '' where there is no git or no repository."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, encoding="utf-8", check=False, timeout=60)
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout if done.returncode == 0 else ""
