@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import time
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -327,6 +326,9 @@ def test_uv_is_used_where_it_is_and_chooses_no_torch(bare: Machine) -> None:
     assert bare.make().returncode == 0 and bare.installed() == ALWAYS | {"torch": "2.13.0+cpu"}
     (line,) = log.read_text(encoding="utf-8").splitlines()
     assert "--no-deps --compile-bytecode" in line and line.endswith(f"|{bare.shop}|true")
+    (bare.root / ".venv/.lock").touch()  # as uv leaves it
+    (bare.root / ".venv/.installed").unlink()
+    assert bare.make().returncode == 0, "what uv leaves there is no reason to refuse the folder"
 
 
 def test_pip_does_what_uv_cannot(bare: Machine) -> None:

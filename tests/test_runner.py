@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from layerbook import cards, cli, keeping, method, receipts, record, runner, verdicts
+from layerbook import cards, cli, method, receipts, record, runner, verdicts
 
 FIRST: dict[str, bytes] = {}
 

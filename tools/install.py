@@ -28,7 +28,8 @@ LOCK, PROJECT = ROOT / "requirements.lock", ROOT / "pyproject.toml"
 CUDA = re.compile(r"(nvidia|cuda)-|triton$")  # names of the packages that only torch's CUDA build needs
 STAMP = ".installed"
 # What a venv consists of; a folder with anything else in it may be somebody's work, and is not removed.
-PARTS = {"bin", "include", "lib", "lib64", "share", "etc", "pyvenv.cfg", "CACHEDIR.TAG", ".gitignore", STAMP}
+PARTS = {"bin", "include", "lib", "lib64", "share", "etc", "pyvenv.cfg", "CACHEDIR.TAG", ".gitignore", ".lock", STAMP,
+         STAMP + ".part"}  # fmt: skip
 ROOM = 2.5e9  # bytes: the environment with torch's CPU build; with CUDA it takes about 8 GB
 NOTHING = 3e7  # bytes: with less than this left, whatever failed did so for want of room
 # Options of pip that uv understands in the same way; with any other in PIP_ARGS, pip does all the work.
