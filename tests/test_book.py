@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from layerbook import paths, report, report_data, report_html, report_pages, report_paper
+from layerbook import paths
+from layerbook.pages import build, lists, markup, paper_page, papers as report_data
 
 PAGES = {
     "index": "run instead of only read",
@@ -26,7 +27,7 @@ PAGES = {
     "guide/cluster": "retry_memory_factor",
     "guide/add": "layerbook new my-paper",
     "assets": "SmolLM2-135M-Instruct",
-    "reference": "layerbook.outcomes.evaluate",
+    "reference": "layerbook.claims.outcomes.evaluate",
     "glossary": "smallest effect of interest",
     "bibliography": "The papers of this book",
     "404": "Page not found",
@@ -82,8 +83,8 @@ class Page(HTMLParser):
 @pytest.fixture(scope="session")
 def html() -> Path:
     try:
-        return report.build_book()
-    except report.BookError as error:
+        return build.build_book()
+    except build.BookError as error:
         pytest.fail(str(error), pytrace=False)
 
 
@@ -115,10 +116,10 @@ def test_each_paper_has_its_page_with_verdicts_and_foot(html: Path, papers: list
             name = paper.slug if tier == paper.main else f"{paper.slug}-{tier}"
             text = (html / "papers" / f"{name}.html").read_text(encoding="utf-8")
             assert f"results/{tier}/{paper.slug}.json" in text, "the foot names the record"
-            assert text.count(report_html.cost(record)) == 2, "in the header and in the foot"
+            assert text.count(markup.cost(record)) == 2, "in the header and in the foot"
             for claim in paper.claims(tier):
                 assert f'id="claim-{claim["id"]}"' in text
-                assert report_html.badge(claim["verdict"], claim["role"]) in text
+                assert markup.badge(claim["verdict"], claim["role"]) in text
 
 
 def test_no_page_loads_anything_from_another_host(pages: dict[str, Page]) -> None:
@@ -161,25 +162,25 @@ def test_the_scoreboard_equals_the_records(html: Path, papers: list[report_data.
     claims = {f"{p.slug}-{c['id']}": c for p in papers for c in p.claims()}
     assert set(rows) == set(claims)
     for key, claim in claims.items():
-        assert f'data-verdict="{report_html.css(claim["verdict"])}"' in rows[key]
+        assert f'data-verdict="{markup.css(claim["verdict"])}"' in rows[key]
         if claim.get("estimate") is not None:
             assert f'value="{claim["estimate"]}"' in rows[key]
-            assert report_html.interval(claim["interval"]) in rows[key]
+            assert markup.interval(claim["interval"]) in rows[key]
 
 
 def test_the_front_page_counts_the_records(html: Path, papers: list[report_data.Paper]) -> None:
     text = (html / "index.html").read_text(encoding="utf-8")
     verdicts = [c["verdict"] for p in papers for c in p.claims() if c["kind"] in report_data.PROPER]
-    for verdict in report_html.VERDICTS:
-        assert f'verdict={report_html.css(verdict)}&amp;kind={report_pages.CLAIMS}"><b>{verdicts.count(verdict)}</b>' in text
-    assert text.count('class="lb-square ') == len(verdicts) + len(report_html.VERDICTS)
+    for verdict in markup.VERDICTS:
+        assert f'verdict={markup.css(verdict)}&amp;kind={lists.CLAIMS}"><b>{verdicts.count(verdict)}</b>' in text
+    assert text.count('class="lb-square ') == len(verdicts) + len(markup.VERDICTS)
 
 
 def test_what_did_not_hold_is_on_the_shelf(html: Path, papers: list[report_data.Paper]) -> None:
     text = (html / "shelf.html").read_text(encoding="utf-8")
     shelved = set(re.findall(r'class="lb-shelf" id="([^"]+)"', text))
     claims = {f"{p.slug}-{c['id']}": c for p in papers for c in p.claims()}
-    assert shelved == {key for key, c in claims.items() if report_pages.shelf_place(c)}
+    assert shelved == {key for key, c in claims.items() if lists.shelf_place(c)}
     assert shelved >= {key for key, c in claims.items() if c["verdict"] == "not reproduced" and c["kind"] != "control"}
 
 
@@ -188,7 +189,7 @@ def test_a_claim_that_failed_says_why(papers: list[report_data.Paper]) -> None:
         f"book/discussion/{p.slug}.yaml lacks {c['id']} ({c['verdict']})"
         for p in papers
         for c in p.claims()
-        if report_pages.shelf_place(c) in ("not reproduced", "weaker", "reproduced", "inconclusive")
+        if lists.shelf_place(c) in ("not reproduced", "weaker", "reproduced", "inconclusive")
         and not {"reason", "would_change"} <= set(p.discussion.get(c["id"]) or {})
     ]
     assert not silent, "\n".join(silent)
@@ -210,13 +211,13 @@ def test_the_gallery_shows_every_paper(html: Path, papers: list[report_data.Pape
 def test_every_paper_is_in_the_bibliography(html: Path, papers: list[report_data.Paper]) -> None:
     text = (html / "bibliography.html").read_text(encoding="utf-8")
     for paper in papers:
-        assert report_paper.bibtex(paths.ROOT, paper.card["cite"]), f"book/references.bib lacks {paper.card['cite']}"
+        assert paper_page.bibtex(paths.ROOT, paper.card["cite"]), f"book/references.bib lacks {paper.card['cite']}"
     assert text.count('class="citation"') >= len(papers)
 
 
 def test_every_asset_is_listed_with_its_licence(html: Path) -> None:
     text = (html / "assets.html").read_text(encoding="utf-8")
-    for name, entry in report_data.read_yaml(paths.ROOT / "src/layerbook/assets.yaml").items():
+    for name, entry in report_data.read_yaml(paths.ROOT / "src/layerbook/data/assets.yaml").items():
         assert f'id="{name}"' in text
         assert entry["licence"] in text
 

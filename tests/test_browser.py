@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from layerbook import paths, report, report_data, report_html
+from layerbook import paths
+from layerbook.pages import build, markup, papers as report_data
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 AXE = paths.DATA / "web" / "axe-core" / "axe.min.js"
@@ -37,8 +38,8 @@ def site() -> Iterator[str]:
     if not report_data.load():
         pytest.skip("no record in results/ yet")
     try:
-        html = report.build_book()
-    except report.BookError as error:
+        html = build.build_book()
+    except build.BookError as error:
         pytest.fail(str(error), pytrace=False)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(html)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -135,10 +136,10 @@ def test_the_scoreboard_filters_and_remembers(visit: Any) -> None:
     assert rows.count() == 0
 
 
-@pytest.mark.parametrize("verdict", report_html.VERDICTS)
+@pytest.mark.parametrize("verdict", markup.VERDICTS)
 def test_a_tile_of_the_front_page_leads_to_those_claims(visit: Any, verdict: str) -> None:
     page = visit("index.html")
-    tile = page.locator(f".lb-tile.lb-{report_html.css(verdict)}")
+    tile = page.locator(f".lb-tile.lb-{markup.css(verdict)}")
     number = int(tile.locator("b").inner_text())
     tile.click()
     page.wait_for_selector(".lb-shown:not(:empty)")

@@ -13,7 +13,8 @@ import matplotlib
 import pytest
 from test_browser import ARGS, CHROMIUM, site  # noqa: F401 - `site` is a fixture
 
-from layerbook import paths, report
+from layerbook import paths
+from layerbook.pages import build
 
 pytestmark = pytest.mark.skipif(not Path(CHROMIUM).is_file(), reason="chromium is not installed (apt install chromium)")
 
@@ -87,7 +88,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
 
 def pages() -> list[str]:
     """The address of every page, generated ones included."""
-    html = report.build_book()
+    html = build.build_book()
     return sorted(p.relative_to(html).as_posix() for p in html.rglob("*.html") if "_static" not in p.parts)
 
 
@@ -167,7 +168,7 @@ def foreign(tab: Any, talk: Any, style: str, characters: str) -> list[str]:
 
 
 def test_fonts_come_from_the_site_with_their_licences() -> None:
-    vendor = report.build_book() / "_static" / "vendor"
+    vendor = build.build_book() / "_static" / "vendor"
     style = (paths.BOOK / "_static" / "layerbook.css").read_text(encoding="utf-8")
     named = set(re.findall(r"url\(vendor/fonts/([^)]+)\)", style))
     shipped = {p.name for p in (vendor / "fonts").glob("*")}

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from layerbook import capabilities, cards, method, paper
-from layerbook import transformer as tf
+from layerbook.claims import cards
+from layerbook.models import capabilities
+from layerbook.notebook import paper
+from layerbook.pipeline import method
+from layerbook.layers import transformer as tf
 
 ALL = set(networks.FAMILIES)
 CAUSAL = ALL - {"bert"}

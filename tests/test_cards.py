@@ -2,8 +2,8 @@
 
 import pytest
 
-from layerbook import cards
-from layerbook.toy import CARD
+from layerbook.claims import cards
+from bench.toy import CARD
 
 
 def refused(house, old: str, new: str) -> str:

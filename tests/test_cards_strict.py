@@ -3,8 +3,13 @@
 import pytest
 from test_cards import line_of, refused
 
-from layerbook import cards, check, cli, deps, discussions, papersources, paths, record, report_paper, scaffold, substrates, toy
-from layerbook.report_data import Paper
+from bench import toy
+from layerbook import cli, paths
+from layerbook.authoring import check, scaffold
+from layerbook.claims import cards, discussions, papersources
+from layerbook.pages import paper_page
+from layerbook.pipeline import deps, record, substrates
+from layerbook.pages.papers import Paper
 
 
 @pytest.mark.parametrize(("old", "new", "says"), [
@@ -80,7 +85,7 @@ def test_papers_beyond_arxiv_are_scaffolded_read_and_linked(house, pasted, field
     scaffold.new("my-paper", pasted)
     card = cards.load("my-paper")
     assert card[field] == value and papersources.links(card) == [(papersources.links(card)[0][0], address)]
-    page = report_paper._byline(Paper("my-paper", card, {}, {}))
+    page = paper_page._byline(Paper("my-paper", card, {}, {}))
     assert f'href="{address.replace("&", "&amp;")}"' in page
 
 

@@ -3,7 +3,9 @@
 import nbformat
 import pytest
 
-from layerbook import check, cli, method, scaffold
+from layerbook import cli
+from layerbook.authoring import check, scaffold
+from layerbook.pipeline import method
 
 
 def test_every_paper_of_the_book_keeps_the_conventions(capsys):

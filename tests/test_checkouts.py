@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import layerbook
-from layerbook import cli, keeping, paths, pipeline, record, runner, toy
+from bench import toy
+from layerbook import cli, keeping, paths
+from layerbook.pipeline import record, runner, stages
 
 PARAMS = "papers:\n  toy:\n    seed: 0\n"
 
@@ -77,7 +79,7 @@ def test_each_command_acts_on_the_checkout_of_the_working_folder(two):
     ran = call(other, main, "layerbook", "rerun", "toy")
     assert ran.returncode == 0, ran.stderr
     stored = json.loads((other / "results" / "cpu" / "toy.json").read_text(encoding="utf-8"))
-    assert stored["inputs"]["src/layerbook/tables.py"] == record.sha256(other / "src" / "layerbook" / "tables.py")
+    assert stored["inputs"]["src/layerbook/notebook/tables.py"] == record.sha256(other / "src" / "layerbook" / "tables.py")
     assert files(main) == before  # nothing at all was touched where the package is installed from
 
 
@@ -221,4 +223,4 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(house):
 
 def test_stages_say_nothing_of_another_root(house):
     """The commands of dvc.yaml name no folder: each copy of the checkout runs them in itself."""
-    assert str(house.root) not in json.dumps(pipeline.of_paper("toy")) and str(paths.ROOT) not in pipeline.params()
+    assert str(house.root) not in json.dumps(stages.of_paper("toy")) and str(paths.ROOT) not in stages.params()

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_capabilities import refusal
 
-from layerbook import checkpoint, inputs, paths
+from layerbook import paths
+from layerbook.data import loaders
+from layerbook.models import checkpoint
 
 
 class Trap:
@@ -44,10 +46,10 @@ def only_pickle(model, name, mark):
 def test_a_trap_in_place_of_weights_is_refused_by_its_name_and_never_sprung(model, tmp_path, name):
     only_pickle(model, name, tmp_path / "sprung")
     assert f"its weights are in {name} alone" in refusal("luq", model=str(model))
-    with pytest.raises(inputs.InputError):
-        inputs.causal_lm(str(model))
-    with pytest.raises(inputs.InputError):
-        inputs.encoder(str(model))
+    with pytest.raises(loaders.InputError):
+        loaders.causal_lm(str(model))
+    with pytest.raises(loaders.InputError):
+        loaders.encoder(str(model))
     assert not (tmp_path / "sprung").exists()
     with (model / name).open("rb") as stream:  # the trap works: it is not sprung since nothing reads it
         pickle.load(stream)  # noqa: S301
@@ -58,7 +60,7 @@ def test_beside_safetensors_a_pickle_is_not_opened(model, tmp_path):
     with (model / "pytorch_model.bin").open("wb") as stream:
         pickle.dump(Trap(tmp_path / "sprung"), stream)
     assert refusal("luq", model=str(model)) == ""
-    network, _ = inputs.causal_lm(str(model))
+    network, _ = loaders.causal_lm(str(model))
     assert torch.equal(network.lm_head.weight, load_file(model / "model.safetensors")["lm_head.weight"])
     assert not (tmp_path / "sprung").exists()
 
@@ -78,8 +80,8 @@ def test_code_of_a_model_is_never_run(model, tmp_path):
     (model / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     (model / "own.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'sprung')!r})\n", encoding="utf-8")
     assert "luq: model = " in refusal("luq", model=str(model))
-    with pytest.raises(inputs.InputError):
-        inputs.causal_lm(str(model))
+    with pytest.raises(loaders.InputError):
+        loaders.causal_lm(str(model))
     assert not (tmp_path / "sprung").exists()
 
 
@@ -165,7 +167,7 @@ def test_a_model_of_the_hub_is_judged_by_the_list_of_its_files(monkeypatch):
     files = ["config.json", "pytorch_model.bin"]
     api = Listed(model_info=lambda *_a, **_k: Listed(siblings=[Listed(rfilename=f) for f in files]))
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
-    monkeypatch.setattr(inputs, "check_model", lambda _name: networks.config("llama"))
+    monkeypatch.setattr(loaders, "check_model", lambda _name: networks.config("llama"))
     assert "its weights are in pytorch_model.bin alone" in refusal("luq", model="someone/something")
 
 
@@ -174,7 +176,7 @@ def test_a_cached_model_of_the_hub_is_held_against_its_headers(model, tmp_path, 
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache",
                         lambda _repo, name: str(model / name) if (model / name).is_file() else None)
-    monkeypatch.setattr(inputs, "check_model", lambda _name: networks.config("llama"))
+    monkeypatch.setattr(loaders, "check_model", lambda _name: networks.config("llama"))
     assert refusal("luq", model="someone/something") == ""
     cut(model / "model.safetensors", 0.5)
     assert "bytes where its header asks for" in refusal("luq", model="someone/something")

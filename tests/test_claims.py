@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from layerbook import claims, outcomes
+from layerbook.claims import engine, outcomes
 
 GOOD = [0.5, 0.6, 0.55, 0.65, 0.52, 0.58]
 NOISE = [0.1, -0.2, 0.05, -0.1, 0.15, -0.05]
@@ -34,7 +34,7 @@ def decide(tier="cpu", gates=(0.95, 0.97), dry=False, **changes):
             del measured[key]
         else:
             measured[key] = value
-    return {r["id"]: r for r in claims.decide(CARD, measured, {"G1": list(gates)}, tier, dry)["claims"]}
+    return {r["id"]: r for r in engine.decide(CARD, measured, {"G1": list(gates)}, tier, dry)["claims"]}
 
 
 def test_clean_measurements_are_reproduced():
@@ -110,8 +110,8 @@ def test_holm_takes_back_a_marginal_effect():
     card = {"claims": [dict(CARD["claims"][3], id=f"C{k}", tier="cpu", smallest=1e-6) for k in range(1, 6)]
             + [dict(CARD["claims"][4], fails="C1")]}
     measured = {"C1": {"": marginal}, **{f"C{k}": {"": wide} for k in range(2, 6)}, "N1": {"": wide}}
-    alone = claims.decide({"claims": [card["claims"][0], card["claims"][5]]}, measured, {}, "cpu")["claims"][0]
-    five = claims.decide(card, measured, {}, "cpu")["claims"][0]
+    alone = engine.decide({"claims": [card["claims"][0], card["claims"][5]]}, measured, {}, "cpu")["claims"][0]
+    five = engine.decide(card, measured, {}, "cpu")["claims"][0]
     assert alone["verdict"] == "reproduced" and five["verdict"] == "inconclusive" and "Holm" in five["reason"]
 
 

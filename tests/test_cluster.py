@@ -9,7 +9,7 @@ import sys
 import pytest
 import slurm
 
-from layerbook import cluster, driver, record, runner
+from layerbook.pipeline import cluster, driver, record, runner
 
 PARAMS = "papers: {{}}\nslurm: {{cpus: 1, memory_gb: {memory}, minutes: 5, poll_seconds: 0.5, forget_seconds: 40}}\n"
 SLOW = "import time; time.sleep(25)"

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from layerbook import codecounts, codemodel, inputs, pycode
+from layerbook.data import loaders, pycode
+from layerbook.networks import codecounts, codemodel
 
 TINY = codemodel.Recipe(layers=2, width=16, heads=2, vocabulary=300, context=24, steps=4, batch=4, examined=4)
 
@@ -19,7 +20,7 @@ def packages(monkeypatch) -> dict[str, dict[str, str]]:
     """A small stand-in for the sources: sixty modules a package."""
     made = {name: {f"m{i}.py": f"def {name}{i}(a, b):\n    '''Text.'''\n    return a + b * {i} - len(str(a))\n\n\ndef g(): pass\n"
                    for i in range(60)} for name in pycode.PACKAGES}  # fmt: skip
-    monkeypatch.setattr(inputs, "python_code", lambda name: made[name])
+    monkeypatch.setattr(loaders, "python_code", lambda name: made[name])
     return made
 
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 import transformers as hf
 
-from layerbook import comparison, gptq, layerscores, recipes, report_quantization, swaps
-from layerbook import quantizers as q
-from layerbook import transformer as tf
-from layerbook.report_data import BookError
+from layerbook.families import comparison, recipes, scores
+from layerbook.pages import quantization_page
+from layerbook.quantize import gptq, swaps
+from layerbook.quantize import grids as q
+from layerbook.layers import transformer as tf
+from layerbook.pages.papers import BookError
 
 N, VOCAB = 4, 50
 IDS = torch.randint(1, VOCAB, (6, 10), generator=torch.Generator().manual_seed(1))
@@ -125,31 +127,31 @@ def a_record(folder, slug, profiles, model="smollm2"):
 
 
 def test_scores_are_read_from_records_and_turned_so_that_high_is_important(tmp_path, monkeypatch):
-    monkeypatch.setattr(layerscores, "SCORES", (layerscores.Score("a", "up"), layerscores.Score("b", "down", False)))
+    monkeypatch.setattr(scores, "SCORES", (scores.Score("a", "up"), scores.Score("b", "down", False)))
     a_record(tmp_path, "a", {"up": [1, 2]})
     a_record(tmp_path, "b", {"down": [3, 4]})
-    found = layerscores.collect(folder=tmp_path)
+    found = scores.collect(folder=tmp_path)
     assert [s["importance"] for s in found] == [[1, 2], [-3, -4]]
     for broken in ({"down": [3]}, {"down": [3, None]}, {}):
         a_record(tmp_path, "b", broken)
-        with pytest.raises(layerscores.ScoreError, match="make rerun PAPER=b"):
-            layerscores.collect(folder=tmp_path)
+        with pytest.raises(scores.ScoreError, match="make rerun PAPER=b"):
+            scores.collect(folder=tmp_path)
     a_record(tmp_path, "b", {"down": [3, 4]}, model="another")
-    with pytest.raises(layerscores.ScoreError, match="b.json has no profile"):
-        layerscores.collect(folder=tmp_path)
+    with pytest.raises(scores.ScoreError, match="b.json has no profile"):
+        scores.collect(folder=tmp_path)
     (file := tmp_path / "scores.json").write_text(json.dumps(found), encoding="utf-8")
-    assert layerscores.read(2, file) == found
+    assert scores.read(2, file) == found
     for layers, where in ((3, file), (2, tmp_path / "none.json")):
-        with pytest.raises(layerscores.ScoreError, match="dvc repro collect-layer-scores"):
-            layerscores.read(layers, where)
+        with pytest.raises(scores.ScoreError, match="dvc repro collect-layer-scores"):
+            scores.read(layers, where)
 
 
 def test_collected_scores_do_not_change_with_a_rerun_of_equal_values(tmp_path, monkeypatch):
-    monkeypatch.setattr(layerscores, "collect", lambda: FOUND)
-    assert layerscores.main([str(tmp_path / "a" / "scores.json")]) == 0
+    monkeypatch.setattr(scores, "collect", lambda: FOUND)
+    assert scores.main([str(tmp_path / "a" / "scores.json")]) == 0
     first = (tmp_path / "a" / "scores.json").read_bytes()
-    assert layerscores.main([str(tmp_path / "a" / "scores.json")]) == 0
-    assert (tmp_path / "a" / "scores.json").read_bytes() == first and layerscores.main([]) == 2
+    assert scores.main([str(tmp_path / "a" / "scores.json")]) == 0
+    assert (tmp_path / "a" / "scores.json").read_bytes() == first and scores.main([]) == 2
 
 
 @pytest.fixture
@@ -159,20 +161,20 @@ def stored(net, room, tmp_path, monkeypatch):
     levels = comparison.sweep(net, texts, FOUND, PLAN)
     found = {"model": "smollm2", "layers": N, "counts": PLAN.counts, "scores": FOUND, "levels": levels,
              "recipes": recipes.table(net, texts[0], IDS, FOUND, 16)}
-    file = tmp_path / report_quantization.FILE
+    file = tmp_path / quantization_page.FILE
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(comparison.plain(found)), encoding="utf-8")
     rows = [{"name": s["profile"], "statement": "s", "values": s["values"]} for s in FOUND]
     paper = SimpleNamespace(slug="layerwise-quant", short="Layer-wise", main="cpu",
                             records={"cpu": {"parameters": {"model": "smollm2"}, "profiles": rows}})
-    monkeypatch.setattr(layerscores, "SCORES", tuple(layerscores.Score("layerwise-quant", name) for name in IMPORTANCE))
+    monkeypatch.setattr(scores, "SCORES", tuple(scores.Score("layerwise-quant", name) for name in IMPORTANCE))
     return tmp_path, paper
 
 
 def test_the_page_shows_every_recipe_and_every_order(stored):
     root, paper = stored
-    parts = report_quantization.fragments(root, [paper])
-    names = [r["name"] for r in json.loads((root / report_quantization.FILE).read_text(encoding="utf-8"))["recipes"]]
+    parts = quantization_page.fragments(root, [paper])
+    names = [r["name"] for r in json.loads((root / quantization_page.FILE).read_text(encoding="utf-8"))["recipes"]]
     assert parts["family-quantization-recipes"].count("lb-mark") == len(names) == 13
     assert all(f". {name}<" in parts["family-quantization-recipes"] for name in names)
     assert "papers/layerwise-quant.html" in parts["family-quantization-recipes"]
@@ -185,23 +187,23 @@ def test_a_comparison_older_than_a_record_is_refused(stored):
     root, paper = stored
     paper.records["cpu"]["profiles"][0]["values"] = [3.0, 1.0, 2.0, 5.0]
     with pytest.raises(BookError, match="dvc repro compare-quantization"):
-        report_quantization.fragments(root, [paper])
-    assert "layerwise-quant has no record" in report_quantization.fragments(root, [])["family-quantization-orders"]
-    (root / report_quantization.FILE).unlink()
+        quantization_page.fragments(root, [paper])
+    assert "layerwise-quant has no record" in quantization_page.fragments(root, [])["family-quantization-orders"]
+    (root / quantization_page.FILE).unlink()
     with pytest.raises(BookError, match="is missing"):
-        report_quantization.fragments(root, [paper])
+        quantization_page.fragments(root, [paper])
 
 
 def test_the_share_of_random_orders_beaten_counts_larger_areas():
     level = {"areas": {"x": 1.0, "random 0": 2.0, "random 1": 0.5, "random 2": 1.0, "random 3": 1.5}}
-    assert report_quantization.beaten(level, "x") == 0.5
+    assert quantization_page.beaten(level, "x") == 0.5
 
 
 def test_numbers_of_points_that_lie_together_do_not_cover_each_other():
     points = [(100.0, 100.0), (104.0, 103.0), (100.0, 108.0)]
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
     for i, point in enumerate(points):
-        report_quantization._label(*point, str(i), taken)
+        quantization_page._label(*point, str(i), taken)
     a, b, c = taken[3:]
     apart = lambda p, q_: p[2] <= q_[0] or q_[2] <= p[0] or p[3] <= q_[1] or q_[3] <= p[1]  # noqa: E731
     assert apart(a, b) and apart(a, c) and apart(b, c)

@@ -8,7 +8,9 @@ import math
 import pytest
 import torch
 
-from layerbook import depthpair, inputs, paths
+from layerbook import paths
+from layerbook.data import loaders
+from layerbook.networks import depthpair
 
 PAIR = paths.MODELS / "depth-pair"
 TINY = depthpair.Recipe(depths=(1, 2), width=16, heads=2, context=8, vocabulary=290, steps=3, batch=4, examined=2)
@@ -70,7 +72,7 @@ def test_token_nats_are_those_of_the_next_token():
 
 
 def test_the_command_writes_two_loadable_networks_and_refuses_poor_ones(tmp_path, books, monkeypatch, capsys, threads):
-    monkeypatch.setattr(inputs, "bible", lambda: books)
+    monkeypatch.setattr(loaders, "bible", lambda: books)
     monkeypatch.setattr(depthpair, "Recipe", lambda **kw: type(TINY)(**{**vars(TINY), **kw}))
     assert depthpair.main([str(tmp_path / "a"), "--steps", "2"]) == 1  # two steps do not beat a bigram model
     assert "nothing may be concluded" in capsys.readouterr().err
@@ -82,7 +84,7 @@ def test_the_command_writes_two_loadable_networks_and_refuses_poor_ones(tmp_path
     card = json.loads((tmp_path / "a" / "card.json").read_text(encoding="utf-8"))
     assert not card["gate"]["passed"] and set(card["held_out_nats"]) == set(depthpair.HELD_OUT)
     for name, layers in zip(depthpair.NAMES, TINY.depths):
-        model, tokenizer = inputs.causal_lm(tmp_path / "a" / name)
+        model, tokenizer = loaders.causal_lm(tmp_path / "a" / name)
         assert model.config.n_layer == layers and len(tokenizer) == 290
         assert tokenizer.decode(tokenizer("And the word was here.").input_ids) == "And the word was here."
 
@@ -94,9 +96,9 @@ def test_the_shipped_pair_passes_its_gate_and_says_so():
     assert sum(p.stat().st_size for p in PAIR.rglob("*.safetensors")) < 8e6
     models = {}
     for name, layers in zip(depthpair.NAMES, depthpair.Recipe.depths):
-        models[name], tokenizer = inputs.causal_lm(PAIR / name)
+        models[name], tokenizer = loaders.causal_lm(PAIR / name)
         assert models[name].config.n_layer == layers
-    _, held = depthpair.texts(inputs.bible())
+    _, held = depthpair.texts(loaders.bible())
     batch = depthpair.windows(tokenizer(held["Ruth"]).input_ids, depthpair.Recipe.context, depthpair.Recipe.examined)
     for name, model in models.items():
         assert depthpair.token_nats(model, batch).mean().item() == pytest.approx(card["held_out_nats"]["Ruth"][name], abs=2e-3)

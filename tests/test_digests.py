@@ -5,7 +5,9 @@ import time
 import nbformat
 import pytest
 
-from layerbook import cards, deps, digests, paths, record, verdicts
+from layerbook import paths
+from layerbook.claims import cards
+from layerbook.pipeline import deps, digests, record, verdicts
 
 CODE = 'def f(x, k=2):\n    """Doubles."""\n    return x * k\n'
 
@@ -99,7 +101,7 @@ def test_what_only_shows_or_decides_is_not_measured_by():
     """And each name that is left out is that of a module: a misspelt one would leave out nothing in silence."""
     for slug in cards.slugs():
         listed = digests.method_of(slug)
-        assert "src/layerbook/paper.py" in listed or "src/layerbook/notebook/paper.py" in listed
+        assert "src/layerbook/notebook/paper.py" in listed or "src/layerbook/notebook/paper.py" in listed
         names = {deps.module_name(paths.ROOT / f) for f in listed if f.startswith("src/") and f.endswith(".py")}
         assert not any(n.rpartition(".")[2] in ("tables", "plots", "outcomes", "cards", "engine", "paths") for n in names)
     assert any(f.endswith("stats.py") for f in digests.method_of("hawq")), "the notebook uses it to measure"

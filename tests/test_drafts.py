@@ -7,7 +7,11 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-from layerbook import cards, check, cli, method, paths, pipeline, record, report, report_data, scaffold
+from layerbook import cli, paths
+from layerbook.authoring import check, scaffold
+from layerbook.claims import cards
+from layerbook.pages import build, papers
+from layerbook.pipeline import method, record, stages
 
 NOTE = "1 draft left out: my-paper"
 
@@ -15,7 +19,7 @@ NOTE = "1 draft left out: my-paper"
 @pytest.fixture
 def drafted(house, monkeypatch):
     """A house with one paper and one draft fresh from the scaffold."""
-    monkeypatch.setattr(pipeline, "stages", lambda: {slug: pipeline.of_paper(slug) for slug in cards.slugs()})
+    monkeypatch.setattr(stages, "stages", lambda: {slug: stages.of_paper(slug) for slug in cards.slugs()})
     scaffold.new("my-paper", "cs/0101001")
     return house
 
@@ -39,7 +43,7 @@ def test_a_draft_is_named_by_each_command_and_stops_none(drafted, capsys):
 
 def test_parameters_kept_for_a_draft_stay(drafted):
     (drafted.root / "params.yaml").write_text("papers:\n  toy:\n    seed: 0\n  my-paper:\n    seed: 4\n", encoding="utf-8")
-    pipeline.sync()
+    stages.sync()
     assert "seed: 4" in (drafted.root / "params.yaml").read_text(encoding="utf-8")
 
 
@@ -48,11 +52,11 @@ def test_the_rest_of_the_book_is_rendered(tmp_path, monkeypatch):
 
     root = make_root(tmp_path)
     (root / "notebooks" / "my-paper.yaml").write_text("draft: true\ntitle: TODO\n", encoding="utf-8")
-    assert report.render(root)
-    assert [p.slug for p in report_data.load(root)] == ["toy-paper"]
+    assert build.render(root)
+    assert [p.slug for p in papers.load(root)] == ["toy-paper"]
     (root / "results/cpu/my-paper.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(report_data.BookError, match="a draft has no stored record"):
-        report_data.load(root)
+    with pytest.raises(papers.BookError, match="a draft has no stored record"):
+        papers.load(root)
 
 
 def test_what_is_left_to_fill_in_is_listed_for_card_and_notebook(drafted, capsys):
@@ -90,7 +94,7 @@ def test_an_unfinished_card_that_is_no_draft_is_an_error_with_advice(drafted):
     with pytest.raises(cards.CardError, match=r"my-paper.yaml:2: title: .*TODO.*'draft: true' as the first line"):
         cards.load("my-paper")
     with pytest.raises(cards.CardError, match="my-paper.yaml:"):
-        pipeline.sync()
+        stages.sync()
 
 
 def test_an_unreadable_card_is_never_passed_over(drafted, capsys):

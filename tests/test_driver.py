@@ -12,7 +12,18 @@ import time
 import pytest
 from ruamel.yaml import YAML
 
-from layerbook import cards, cli, driver, kernels, pipeline, progress, record, runner, toy, verdicts
+from bench import toy
+from layerbook import cli
+from layerbook.claims import cards
+from layerbook.pipeline import (
+    driver,
+    kernels,
+    progress,
+    record,
+    runner,
+    stages as pipeline,
+    verdicts,
+)
 
 
 @pytest.fixture
@@ -352,7 +363,7 @@ def test_plain_kernels_remain(house, monkeypatch):
 
 def test_a_stale_comparison_is_made_before_the_report_and_never_recorded_unmade(monkeypatch):
     did = []
-    known = {"toy": {}, "collect-y": {}, "compare-x": {}, "report": {"cmd": "python -m layerbook.report"}}
+    known = {"toy": {}, "collect-y": {}, "compare-x": {}, "report": {"cmd": "python -m layerbook.pages.build"}}
     monkeypatch.setattr(driver, "stages", lambda: known)
     monkeypatch.setattr(driver, "differing", lambda: ["toy", "collect-y", "report"])
     monkeypatch.setattr(driver, "stale", lambda *_: [])

@@ -9,7 +9,9 @@ import matplotlib
 import pytest
 from matplotlib.font_manager import FontProperties, findfont
 
-from layerbook import paths, plots, report
+from layerbook import paths
+from layerbook.notebook import plots
+from layerbook.pages import build
 
 GIT = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
 
@@ -31,11 +33,11 @@ def test_a_checkout_that_another_user_owns_is_read(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own switch for its tests
     plain = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, encoding="utf-8", check=False)
     assert plain.returncode and "dubious" in plain.stderr
-    before = report._digest(root)
+    before = build._digest(root)
     monkeypatch.delenv("GIT_TEST_ASSUME_DIFFERENT_OWNER")
     subprocess.run([*GIT, "commit", "-q", "--allow-empty", "-m", "second"], cwd=root, check=True)
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-    assert report._digest(root) != before
+    assert build._digest(root) != before
 
 
 def test_the_test_command_needs_no_home_folder() -> None:

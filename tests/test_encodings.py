@@ -96,8 +96,8 @@ def test_a_terminal_that_knows_ascii_only_gets_every_line() -> None:
     ("module", "words"),
     [
         ("layerbook.cli", ["check", "\u2713"]),
-        ("layerbook.assets", ["fetch", "\u2713"]),
-        ("layerbook.report", ["\u2713"]),
+        ("layerbook.data.fetch", ["fetch", "\u2713"]),
+        ("layerbook.pages.build", ["\u2713"]),
     ],
 )
 def test_each_command_line_survives_such_a_terminal(module: str, words: list[str], tmp_path: Path) -> None:

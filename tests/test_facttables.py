@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
-from layerbook import facttables, inputs
+from layerbook.data import facts as facttables, loaders
 
 
 @pytest.fixture(scope="module")
 def facts():
-    return facttables.tables(inputs.bible())
+    return facttables.tables(loaders.bible())
 
 
 def test_questions_and_answers_are_unique_and_true(facts):

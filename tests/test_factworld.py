@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from layerbook import factworld, paths
+from layerbook import paths
+from layerbook.networks import factworld
 
 SHIPPED = paths.MODELS / "fact-world"
 TINY = factworld.Recipe(worlds=2, processes=0, entities=24, induce=8, layers=2, width=16, heads=2, inner=16, steps=3, batch=16,

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from layerbook import folders, paths
+from layerbook import paths
+from layerbook.pipeline import folders
 
 RUN = "import sys; from layerbook import runner; runner.run('toy', warm=sys.argv[1] == 'warm'); print('stored')"
 NAMES = ("JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "MPLCONFIGDIR", "HF_HOME", "TORCH_HOME")
@@ -93,7 +94,7 @@ def test_the_private_folder_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_script_takes_over_the_same_folders() -> None:
-    done = subprocess.run([sys.executable, "-m", "layerbook.folders"], capture_output=True, encoding="utf-8", check=True,
+    done = subprocess.run([sys.executable, "-m", "layerbook.pipeline.folders"], capture_output=True, encoding="utf-8", check=True,
                           env=os.environ | {"HOME": "/dev/null", "JUPYTER_RUNTIME_DIR": "/dev/null/x"})  # fmt: skip
     assert [line.split("=")[0] for line in done.stdout.splitlines()][0] == "export JUPYTER_RUNTIME_DIR"
-    assert "layerbook.folders" in (paths.ROOT / "tests" / "run.sh").read_text(encoding="utf-8")
+    assert "layerbook.pipeline.folders" in (paths.ROOT / "tests" / "run.sh").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from sklearn.cluster import KMeans
 
-from layerbook import quantizers as q
+from layerbook.quantize import grids as q
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -86,7 +86,7 @@ def test_codebooks_against_the_optimum_and_scikit_learn(k):
     # started where scikit-learn starts, and run as long, Lloyd's iterations end where scikit-learn's end
     start = np.quantile(w.numpy(), np.linspace(0.05, 0.95, 8))
     theirs = KMeans(8, init=start[:, None], n_init=1, tol=0, max_iter=300, algorithm="lloyd").fit(w.numpy()[:, None])
-    from layerbook.formats import _lloyd
+    from layerbook.quantize.formats import _lloyd
     x = w[None].sort().values
     ours, _ = _lloyd(x, torch.nn.functional.pad(x.cumsum(1), (1, 0)), torch.from_numpy(start)[None], 300)
     np.testing.assert_allclose(ours[0].numpy(), np.sort(theirs.cluster_centers_[:, 0]), atol=1e-6)

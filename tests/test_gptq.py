@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from layerbook import gptq
-from layerbook import quantizers as q
+from layerbook.quantize import gptq
+from layerbook.quantize import grids as q
 
 OFFSET = {"offset": True, "stored": torch.float16}
 

@@ -5,7 +5,10 @@ import shlex
 
 import pytest
 
-from layerbook import cards, cli, cluster, discussions, outcomes, papersources, paths, toy, yamlfile
+from bench import toy
+from layerbook import cli, paths, yamlfile
+from layerbook.claims import cards, discussions, outcomes, papersources
+from layerbook.pipeline import cluster
 
 PAGES = [paths.ROOT / "CONTRIBUTING.md", paths.ROOT / "README.md", *sorted((paths.ROOT / "book" / "guide").glob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", flags=re.M | re.S)
@@ -89,4 +92,4 @@ def test_commands_exist(command):
         known = {*cards.COMMON_PARAMETERS, *cards.load(slug)["parameters"]}
         assert {rest[k + 1] for k, word in enumerate(rest) if word == "-p"} <= known
     elif program == "python":
-        assert rest[:2] == ["-m", "layerbook.report"]
+        assert rest[:2] == ["-m", "layerbook.pages.build"]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from layerbook import hessian
+from layerbook.layers import curvature
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -35,7 +35,7 @@ def test_a_quadratic_form_has_its_own_eigenvalues_sign_included(values):
     q, _ = torch.linalg.qr(normal(3, 3))
     loss, params = quadratic(q @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ q.T)
     for seed, way in ((0, "power"), (1, "power"), (0, "lanczos")):
-        top = hessian.top_eigenvalue(loss, params, 60, seed, method=way)
+        top = curvature.top_eigenvalue(loss, params, 60, seed, method=way)
         assert top.value == pytest.approx(max(values, key=abs), rel=1e-6) and top.residual < 1e-3
         torch.testing.assert_close(top.vector[0].abs(), q[:, values.index(max(values, key=abs))].abs(), atol=1e-4, rtol=0)
 
@@ -46,9 +46,9 @@ def test_logistic_regression_in_closed_form():
     loss = lambda: nn.functional.binary_cross_entropy_with_logits(x @ w, y)  # noqa: E731
     p = (x @ w).sigmoid().detach()
     h = x.T @ (x * (p * (1 - p))[:, None]) / 50
-    torch.testing.assert_close(hessian.dense(loss, [w]), h)
+    torch.testing.assert_close(curvature.dense(loss, [w]), h)
     v = normal(5, seed=3)
-    torch.testing.assert_close(hessian.hvp(loss(), [w], [v])[0], h @ v)
+    torch.testing.assert_close(curvature.hvp(loss(), [w], [v])[0], h @ v)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.func's own import
@@ -57,7 +57,7 @@ def test_blocks_of_a_net_against_torch_func_and_dense_eigenvalues(name):
     for seed in (0, 1):
         model, loss = net(seed)
         params = blocks(model)[name]
-        full = hessian.dense(loss, params)
+        full = curvature.dense(loss, params)
         torch.testing.assert_close(full, full.T, atol=1e-10, rtol=0)
         if name == "conv":
             x, y = normal(20, 1, 4, 4, seed=seed), torch.arange(20) % 4
@@ -65,12 +65,12 @@ def test_blocks_of_a_net_against_torch_func_and_dense_eigenvalues(name):
             torch.testing.assert_close(full, by(params[0].detach()).view(27, 27), atol=1e-10, rtol=0)
         values = torch.linalg.eigvalsh(full)
         want = float(values[values.abs().argmax()])
-        first, second = (hessian.top_eigenvalue(loss, params, 60, s, tolerance=1e-3, method="lanczos") for s in (0, 1))
+        first, second = (curvature.top_eigenvalue(loss, params, 60, s, tolerance=1e-3, method="lanczos") for s in (0, 1))
         assert first.value == pytest.approx(want, rel=0.01) and second.value == pytest.approx(want, rel=0.01)
         assert first.residual <= 1e-3 and first.products < 60
         vector = torch.cat([x.flatten() for x in first.vector])
         assert (full @ vector - first.value * vector).norm() <= 2e-3 * abs(want) and float(vector.norm()) == pytest.approx(1)
-        power = hessian.top_eigenvalue(loss, params, 400, seed, tolerance=0.01)
+        power = curvature.top_eigenvalue(loss, params, 400, seed, tolerance=0.01)
         assert power.residual > 0.01 or power.value == pytest.approx(want, rel=0.01)  # right, or it says that it has not settled
 
 
@@ -87,10 +87,10 @@ def test_power_iteration_on_a_trained_net():
 
         fit.step(step)
         for params in blocks(model).values():
-            values = torch.linalg.eigvalsh(hessian.dense(loss, params))
+            values = torch.linalg.eigvalsh(curvature.dense(loss, params))
             want = float(values[values.abs().argmax()])
             for start in (0, 1):
-                assert hessian.top_eigenvalue(loss, params, 100, start).value == pytest.approx(want, rel=0.01)
+                assert curvature.top_eigenvalue(loss, params, 100, start).value == pytest.approx(want, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["conv", "linear", "both"])
@@ -98,8 +98,8 @@ def test_traces_lie_within_their_sampling_error(name):
     for seed in (0, 1):
         model, loss = net(seed)
         params = blocks(model)[name]
-        full = hessian.dense(loss, params)
-        found = hessian.trace(loss, params, 200, seed)
+        full = curvature.dense(loss, params)
+        found = curvature.trace(loss, params, 200, seed)
         assert abs(found.value - float(full.trace())) < 4 * found.error + 1e-12 and len(found.samples) == 200
         spread = full - torch.diag(full.diagonal())
         assert found.error == pytest.approx(float((2 * spread.square().sum() / 200).sqrt()), rel=0.4)  # Hutchinson's variance
@@ -109,7 +109,7 @@ def test_products_against_finite_differences():
     model, loss = net()
     params, step = [model[4].weight], 1e-5
     v = [normal(6, 48, seed=5)]
-    product = hessian.hvp(loss(), params, v)[0]
+    product = curvature.hvp(loss(), params, v)[0]
     gradients = []
     for sign in (1, -1):
         with torch.no_grad():
@@ -123,47 +123,47 @@ def test_products_against_finite_differences():
 def test_float32_batches_and_a_notebook_without_gradients():
     model, loss = net(0, torch.float32)
     exact, exact_loss = net(0)
-    want = hessian.top_eigenvalue(exact_loss, [exact[4].weight], 300, 0).value
+    want = curvature.top_eigenvalue(exact_loss, [exact[4].weight], 300, 0).value
     with torch.no_grad():  # as notebooks that switch gradients off
-        assert hessian.top_eigenvalue(loss, [model[4].weight], 300, 0).value == pytest.approx(want, rel=1e-3)
+        assert curvature.top_eigenvalue(loss, [model[4].weight], 300, 0).value == pytest.approx(want, rel=1e-3)
     x, y = normal(30, 5), normal(30, seed=1)
     w = normal(5, seed=2).requires_grad_()
     batch = lambda rows: lambda: (x[rows] @ w - y[rows]).square().mean()  # noqa: E731
     halves = [batch(slice(0, 15)), batch(slice(15, 30))]
-    torch.testing.assert_close(hessian.dense(halves, [w]), hessian.dense(batch(slice(0, 30)), [w]))
-    whole = hessian.top_eigenvalue(batch(slice(0, 30)), [w], 50).value
-    assert hessian.top_eigenvalue(halves, [w], 50).value == pytest.approx(whole)
+    torch.testing.assert_close(curvature.dense(halves, [w]), curvature.dense(batch(slice(0, 30)), [w]))
+    whole = curvature.top_eigenvalue(batch(slice(0, 30)), [w], 50).value
+    assert curvature.top_eigenvalue(halves, [w], 50).value == pytest.approx(whole)
 
 
 def test_rescaling_a_convolution_before_batch_norm():
     model, loss = net()
-    before = hessian.top_eigenvalue(loss, [model[0].weight], 200).value
+    before = curvature.top_eigenvalue(loss, [model[0].weight], 200).value
     with torch.no_grad():
         model[0].weight *= 4
         model[0].bias *= 4
         model[1].running_mean *= 4
         model[1].running_var.mul_(16).add_(15 * model[1].eps)
-    assert hessian.top_eigenvalue(loss, [model[0].weight], 200).value == pytest.approx(before / 16, rel=1e-3)
+    assert curvature.top_eigenvalue(loss, [model[0].weight], 200).value == pytest.approx(before / 16, rel=1e-3)
 
 
 def test_degenerate_losses():
     w, other = normal(4).requires_grad_(), normal(3, seed=1).requires_grad_()
-    flat = hessian.top_eigenvalue(lambda: w.sum() + 0 * other.sum(), [w, other])
-    assert flat.value == 0 and flat.products == 1 and hessian.trace(lambda: w.sum(), [w], 3).value == 0
-    mixed = hessian.dense(lambda: w.square().sum(), [w, other])  # a parameter that the loss does not read
+    flat = curvature.top_eigenvalue(lambda: w.sum() + 0 * other.sum(), [w, other])
+    assert flat.value == 0 and flat.products == 1 and curvature.trace(lambda: w.sum(), [w], 3).value == 0
+    mixed = curvature.dense(lambda: w.square().sum(), [w, other])  # a parameter that the loss does not read
     torch.testing.assert_close(mixed, torch.diag(torch.tensor([2.0] * 4 + [0.0] * 3).double()))
-    exact = hessian.trace(lambda: (w**2 * torch.arange(1.0, 5).double()).sum(), [w], 1)
+    exact = curvature.trace(lambda: (w**2 * torch.arange(1.0, 5).double()).sum(), [w], 1)
     assert exact.value == pytest.approx(20) and exact.error != exact.error  # diagonal: one sample is enough
     loss, params = quadratic(torch.diag(torch.tensor([2.0, -2.0]).double()))
-    assert hessian.top_eigenvalue(loss, params, 50).residual > 0.1  # two of one size and both signs: it says so
-    assert abs(hessian.top_eigenvalue(loss, params, 50, method="lanczos").value) == pytest.approx(2)
-    assert hessian.top_eigenvalue(lambda: w.sum(), [w], method="lanczos").value == 0
+    assert curvature.top_eigenvalue(loss, params, 50).residual > 0.1  # two of one size and both signs: it says so
+    assert abs(curvature.top_eigenvalue(loss, params, 50, method="lanczos").value) == pytest.approx(2)
+    assert curvature.top_eigenvalue(lambda: w.sum(), [w], method="lanczos").value == 0
 
 
 def test_same_seed_same_numbers():
     model, loss = net()
-    a, b = (hessian.trace(loss, [model[0].weight], 5, 7).samples for _ in range(2))
-    assert a == b != hessian.trace(loss, [model[0].weight], 5, 8).samples
+    a, b = (curvature.trace(loss, [model[0].weight], 5, 7).samples for _ in range(2))
+    assert a == b != curvature.trace(loss, [model[0].weight], 5, 8).samples
     assert all(p.grad is None for p in model.parameters())  # nothing is left behind
 
 
@@ -171,23 +171,23 @@ def test_training_mode_and_other_mistakes_are_refused():
     model, loss = net()
     model.train()
     mean = model[1].running_mean.clone()
-    for call in (lambda: hessian.top_eigenvalue(loss, [model[0].weight]), lambda: hessian.trace(loss, [model[4].weight]),
-                 lambda: hessian.hvp(loss(), [model[0].weight], [model[0].weight])):
+    for call in (lambda: curvature.top_eigenvalue(loss, [model[0].weight]), lambda: curvature.trace(loss, [model[4].weight]),
+                 lambda: curvature.hvp(loss(), [model[0].weight], [model[0].weight])):
         with pytest.raises(ValueError, match="batch norm in training mode"):
             call()
     assert not torch.equal(mean, model[1].running_mean)  # what the refusal is about
     w, x = normal(4).requires_grad_(), normal(9, 4)
     drop = lambda: nn.functional.dropout(x @ w, 0.5).square().sum()  # noqa: E731
     with pytest.raises(ValueError, match="another loss when it is called again"):
-        hessian.top_eigenvalue(drop, [w])
+        curvature.top_eigenvalue(drop, [w])
     for wrong, words in (((lambda: w.log().sum() * float("nan"), [w]), "finite"), ((lambda: x.sum(), [w]), "does not depend"),
                          ((lambda: w, [w]), "one finite number"), ((lambda: w.sum(), [x]), "require gradients"),
                          ((lambda: w.sum(), []), "require gradients"), (([], [w]), "empty"),
                          ((lambda: w.sum(), [w], 0), "0 iterations"),
                          ((lambda: w.sum(), [w], 5, 0, None, "newton"), "newton")):
         with pytest.raises(ValueError, match=words):
-            hessian.top_eigenvalue(*wrong)
+            curvature.top_eigenvalue(*wrong)
     with pytest.raises(ValueError, match="0 samples"):
-        hessian.trace(lambda: w.sum(), [w], 0)
+        curvature.trace(lambda: w.sum(), [w], 0)
     with pytest.raises(ValueError, match="more than 3"):
-        hessian.dense(lambda: w.sum(), [w], most=3)
+        curvature.dense(lambda: w.sum(), [w], most=3)

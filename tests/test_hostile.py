@@ -15,7 +15,11 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from ruamel.yaml import YAML
 from test_report import CARD, make_root
 
-from layerbook import cards, discussions, paths, record, report_data, report_html, report_pages, report_paper, tables
+from layerbook import paths
+from layerbook.claims import cards, discussions
+from layerbook.notebook import tables
+from layerbook.pages import lists, markup, paper_page, papers
+from layerbook.pipeline import record
 
 # What somebody might put into a card to break or to take over what reads it.
 WORDS = [
@@ -186,8 +190,8 @@ def test_a_page_shows_a_hostile_card_as_text(book, data, value):
     if accepted(file) is None:
         return
     try:
-        paper = report_data.load(book)[0]
-    except report_data.BookError:  # the record holds a claim that the card no longer does
+        paper = papers.load(book)[0]
+    except papers.BookError:  # the record holds a claim that the card no longer does
         return
     pages(book, paper)
 
@@ -199,8 +203,8 @@ def test_a_page_shows_hostile_prose_as_text(book, value, field):
     """The same for what no schema refuses: it must be harmless, whatever lets it through."""
     card = {**CARD, field: value} if field in CARD else CARD
     said = {"C2": {"reason": "r", "would_change": "w"} | ({field: value} if field not in CARD else {})}
-    stored = report_data.load(make_clean(book))[0]
-    pages(book, report_data.Paper("toy-paper", card, stored.records, said))
+    stored = papers.load(make_clean(book))[0]
+    pages(book, papers.Paper("toy-paper", card, stored.records, said))
 
 
 def make_clean(book):
@@ -211,11 +215,11 @@ def make_clean(book):
 def pages(book, paper):
     """Render every page that shows a card or a discussion, and look at what came out."""
     try:
-        header = report_paper._header(paper, "cpu", report_html.markdown(paper.card["title"]), "")
-        parts = [report_pages.summary([paper]), report_pages.scoreboard([paper]), report_pages.shelf([paper])]
-        gallery = report_pages.gallery(book, [paper])
-        cite = report_paper._cite(book, paper, True)
-    except report_data.BookError:
+        header = paper_page._header(paper, "cpu", markup.markdown(paper.card["title"]), "")
+        parts = [lists.summary([paper]), lists.scoreboard([paper]), lists.shelf([paper])]
+        gallery = lists.gallery(book, [paper])
+        cite = paper_page._cite(book, paper, True)
+    except papers.BookError:
         return
     harmless(header, {"bash"})
     harmless(cite, {"bibtex"})
@@ -249,11 +253,11 @@ def test_a_discussion_with_one_value_replaced(folder, data, value, as_key):
 @pytest.mark.parametrize("math", [r"$\href{javascript:alert(1)}{x}$", r"$\require{html}x$", r"$\def\a{b}\a$", r"$a\)<b$",
                                   r"$\class{x}{y}$"])
 def test_math_that_could_act_is_shown_as_written(math):
-    assert "math" not in report_html.inline(math)
+    assert "math" not in markup.inline(math)
 
 
 def test_ordinary_math_is_still_set():
-    assert report_html.inline(r"$\frac{1}{n}\sum_i \left[x_i\right]$").startswith('<span class="math')
+    assert markup.inline(r"$\frac{1}{n}\sum_i \left[x_i\right]$").startswith('<span class="math')
 
 
 DECIDES = ("id", "kind", "tests", "smallest", "tier", "twin", "rival", "fails", "requires")
@@ -266,7 +270,7 @@ def deciding(card):
 
 def test_no_hostile_card_is_fresh_with_other_verdicts(house):
     """With evidence in place, `problems` neither raises nor is content with a card that decides otherwise."""
-    from layerbook import runner
+    from layerbook.pipeline import runner
 
     runner.run("toy")
     assert record.problems("toy", "cpu") == []

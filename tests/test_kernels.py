@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from layerbook import _warm, kernels, runner
+from layerbook.pipeline import _warm, kernels, runner
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="no forkserver on this system: plain kernels are used there")
 LOOK = """\
@@ -66,7 +66,7 @@ def test_the_parent_touches_no_gpu_and_none_of_our_modules():
     code = ("import sys\nfrom layerbook import _warm; _warm.load(); import torch\n"
             "assert not torch.cuda.is_initialized()\n"
             "assert not [line for line in open('/proc/self/maps') if 'libcuda.so' in line]\n"
-            "assert not [m for m in sys.modules if m.startswith('layerbook.') and m != 'layerbook._warm']\n"
+            "assert not [m for m in sys.modules if m.startswith('layerbook.') and m != 'layerbook.pipeline._warm']\n"
             "assert 'transformers' in sys.modules")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr[-500:]

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from layerbook import method, paper
+from layerbook.notebook import paper
+from layerbook.pipeline import method
 
 PARAMS = {"tier": "cpu", "seed": 0, "device": "auto", "shift": 1.0}
 
@@ -92,7 +93,7 @@ def test_method_cells_do_not_inherit_the_loaders_future_imports(house):
 
 
 def test_a_model_that_does_not_exist_is_refused_before_any_compute(house, monkeypatch):
-    from layerbook.toy import CARD
+    from bench.toy import CARD
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     house.paper(card=CARD.replace("parameters:\n", 'parameters:\n  model: {{help: "a model", kind: causal-lm}}\n'))

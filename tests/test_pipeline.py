@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from layerbook import cards, deps, layerscores, paths, pipeline
+from layerbook import paths
+from layerbook.claims import cards
+from layerbook.families import scores
+from layerbook.pipeline import deps, stages as pipeline
 
 ROOT = paths.ROOT
 DVC = [sys.executable, "-m", "dvc"]
@@ -33,9 +36,9 @@ def test_a_papers_stage_depends_on_its_digest_and_its_data_alone():
 
 
 def test_the_comparison_reads_scores_alone_and_needs_all_its_papers(monkeypatch):
-    stages, slugs = pipeline.stages(), sorted({s.slug for s in layerscores.SCORES})
+    stages, slugs = pipeline.stages(), sorted({s.slug for s in scores.SCORES})
     read = [name for name in stages["compare-quantization"]["deps"] if name.startswith(("results/", "notebooks/"))]
-    assert read == [layerscores.FILE], "seconds of a run make nothing stale"
+    assert read == [scores.FILE], "seconds of a run make nothing stale"
     assert {f"results/cpu/{slug}.json" for slug in slugs} < set(stages["collect-layer-scores"]["deps"])
     monkeypatch.setattr(cards, "slugs", lambda: slugs[1:])
     rest = pipeline.stages()
@@ -102,7 +105,7 @@ def test_networks_and_what_their_training_reads_are_derived(scratch):
     scratch("nets/__init__.py")
     scratch("nets/one.py", "from layerbook import inputs\nfrom . import texts\nNETWORK = 'one'\n"
                            "def make():\n    return map(inputs.code, 'abc')\n")
-    scratch("nets/texts.py", "from layerbook.inputs import bible\n")
+    scratch("nets/texts.py", "from layerbook.data.loaders import bible\n")
     scratch("nets/two.py", "from layerbook import inputs\nNETWORK = 'two'\n")
     assert deps.trained() == {"one": "layerbook.nets.one", "two": "layerbook.nets.two"}
     assert deps.read_by("two") == []
@@ -193,6 +196,6 @@ def test_ci_runs_what_the_readme_says():
 
 
 def test_the_data_are_those_of_data_dvc():
-    from layerbook import manifest
+    from layerbook.data import manifest
 
     assert manifest.check_against_dvc() == []

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from layerbook import gguf_model, inputs, manifest, paths, prepare
-from layerbook.manifest import AssetError
+from layerbook import paths
+from layerbook.data import gguf as gguf_model, loaders, manifest, prepare
+from layerbook.data.manifest import AssetError
 
 real_data = pytest.mark.skipif(not paths.DATA.is_dir(), reason="the data folder has not been fetched")
 TINY = {
@@ -99,7 +100,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, Pat
 def test_a_converted_model_computes_what_the_first_did(tiny, tmp_path: Path, monkeypatch) -> None:
     model, path = tiny
     gguf_model.convert(path, tmp_path)
-    loaded, tokenizer = inputs.causal_lm(tmp_path)
+    loaded, tokenizer = loaders.causal_lm(tmp_path)
     ids = torch.arange(24).reshape(2, 12) * 7 % 262
     expected = model(ids).logits
     assert torch.allclose(loaded(ids).logits, expected, atol=1e-5)
@@ -118,7 +119,7 @@ def test_a_converted_model_computes_what_the_first_did(tiny, tmp_path: Path, mon
 
     monkeypatch.setattr(gguf_model, "unpermute", lambda weight, heads: weight)
     gguf_model.convert(path, tmp_path)
-    scrambled, _ = inputs.causal_lm(tmp_path)
+    scrambled, _ = loaders.causal_lm(tmp_path)
     assert not torch.allclose(scrambled(ids).logits, expected, atol=1e-2), "the order of rows must matter"
 
 
@@ -200,7 +201,7 @@ def test_prepare_replaces_one_folder_and_no_other(tmp_path: Path) -> None:
     out = prepare.prepare("mnist", tmp_path / "data", prepared, listed)
     assert sorted(path.name for path in out.iterdir()) == ["card.json", "digits.safetensors"]
     assert sorted(path.name for path in prepared.iterdir()) == ["mnist", "other"]
-    digits = inputs.mnist(out)
+    digits = loaders.mnist(out)
     assert digits["x"].dtype == digits["y"].dtype == np.uint8
     assert np.array_equal(digits["x"][:256, 5, 5], np.arange(256)), "every grey level survives three decimals"
     card = json.loads((out / "card.json").read_text(encoding="utf-8"))
@@ -241,7 +242,7 @@ def test_two_runs_give_equal_bytes(name: str, tmp_path: Path) -> None:
     first = hashes(prepare.prepare(name, prepared=tmp_path / "first"))
     assert first == hashes(tmp_path / "second" / name)
     if (paths.PREPARED / name).is_dir():
-        assert first == hashes(paths.PREPARED / name), "build/prepared is stale: python -m layerbook.prepare"
+        assert first == hashes(paths.PREPARED / name), "build/prepared is stale: python -m layerbook.data.prepare"
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +273,7 @@ def test_smollm2_weights_are_those_of_the_gguf(smollm2: Path) -> None:
 
 @real_data
 def test_smollm2_speaks(smollm2: Path) -> None:
-    model, tokenizer = inputs.causal_lm(smollm2)
+    model, tokenizer = loaders.causal_lm(smollm2)
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert model.config._attn_implementation == "eager"
@@ -293,17 +294,17 @@ def test_smollm2_speaks(smollm2: Path) -> None:
 @real_data
 def test_data_sets_are_what_they_say(tmp_path: Path) -> None:
     made = {name: prepare.prepare(name, prepared=tmp_path) for name in prepare.MAKERS if name != "smollm2"}
-    clothes = inputs.fashion_mnist(made["fashion-mnist"])
+    clothes = loaders.fashion_mnist(made["fashion-mnist"])
     assert clothes["train_x"].shape == (60_000, 28, 28)
     assert clothes["test_x"].shape == (10_000, 28, 28)
     assert np.bincount(clothes["train_y"]).tolist() == [6000] * 10
     assert np.bincount(clothes["test_y"]).tolist() == [1000] * 10
     assert round(clothes["train_x"].mean() / 255, 4) == 0.2860  # the published mean
-    digits = inputs.mnist(made["mnist"])
+    digits = loaders.mnist(made["mnist"])
     assert digits["x"].shape == (10_000, 28, 28)
     assert np.bincount(digits["y"]).min() > 850
     assert abs(digits["x"].mean() / 255 - 0.1307) < 0.003  # the mean published for all 70,000
-    bible = inputs.bible(made["web-bible"])
+    bible = loaders.bible(made["web-bible"])
     assert len(bible) == 66
     assert sum(map(len, bible.values())) == 31_095
     assert bible["Genesis"][0] == "In the beginning, God created the heavens and the earth."
@@ -314,18 +315,18 @@ def test_data_sets_are_what_they_say(tmp_path: Path) -> None:
     code = {package: json.loads((made[f"python-{package}"] / "sources.json").read_text(encoding="utf-8")) for package in packages}
     assert {package: len(modules) for package, modules in code.items()} == {"django": 883, "networkx": 288, "sympy": 855}
     assert not any("tests" in module.split("/") for modules in code.values() for module in modules)
-    assert inputs.python_code("networkx", made["python-networkx"])["networkx/classes/graph.py"].count("\nclass Graph") == 1
+    assert loaders.python_code("networkx", made["python-networkx"])["networkx/classes/graph.py"].count("\nclass Graph") == 1
     ast.parse(code["sympy"]["sympy/core/basic.py"])
     from sklearn.datasets import load_sample_image
 
-    photos = inputs.photos(made["sklearn-photos"])
+    photos = loaders.photos(made["sklearn-photos"])
     assert all(np.array_equal(photos[name], load_sample_image(f"{name}.jpg")) for name in ("china", "flower"))
 
 
 @real_data
 def test_minilm_knows_what_belongs_together() -> None:
     """Two of three sentences say nearly the same: mean states of the encoder, as its card prescribes."""
-    model, tokenizer = inputs.encoder("minilm")
+    model, tokenizer = loaders.encoder("minilm")
     batch = tokenizer(["A man is eating food.", "Someone has a meal.", "The stock market fell."], return_tensors="pt", padding=True)
     mask = batch.attention_mask[..., None]
     mean = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
@@ -337,20 +338,20 @@ def test_minilm_knows_what_belongs_together() -> None:
 def test_missing_and_damaged_inputs_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "PREPARED", tmp_path)
     for load in (
-        inputs.mnist,
-        inputs.fashion_mnist,
-        inputs.photos,
-        inputs.bible,
-        lambda: inputs.causal_lm("smollm2"),
-        lambda: inputs.encoder("minilm"),
-        lambda: inputs.python_code("django"),
+        loaders.mnist,
+        loaders.fashion_mnist,
+        loaders.photos,
+        loaders.bible,
+        lambda: loaders.causal_lm("smollm2"),
+        lambda: loaders.encoder("minilm"),
+        lambda: loaders.python_code("django"),
     ):
-        with pytest.raises(inputs.InputError, match=r"missing\. Make it with: python -m layerbook\.assets fetch"):
+        with pytest.raises(loaders.InputError, match=r"missing\. Make it with: python -m layerbook\.assets fetch"):
             load()
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist/digits.safetensors").write_bytes(b"cut")
-    with pytest.raises(inputs.InputError, match=r"damaged .*prepare mnist"):
-        inputs.mnist()
+    with pytest.raises(loaders.InputError, match=r"damaged .*prepare mnist"):
+        loaders.mnist()
 
 
 def test_models_that_cannot_be_had_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,15 +362,15 @@ def test_models_that_cannot_be_had_are_refused(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(HfApi, "model_info", offline)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(inputs.InputError, match=r"'nobody/none' cannot be used.*no connection"):
-        inputs.causal_lm("nobody/none")
-    with pytest.raises(inputs.InputError, match=r"'not a name!' cannot be used"):
-        inputs.check_model("not a name!")
-    with pytest.raises(inputs.InputError, match=r"holds no config\.json"):
-        inputs.check_model(tmp_path)
+    with pytest.raises(loaders.InputError, match=r"'nobody/none' cannot be used.*no connection"):
+        loaders.causal_lm("nobody/none")
+    with pytest.raises(loaders.InputError, match=r"'not a name!' cannot be used"):
+        loaders.check_model("not a name!")
+    with pytest.raises(loaders.InputError, match=r"holds no config\.json"):
+        loaders.check_model(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "vit"}', encoding="utf-8")
-    with pytest.raises(inputs.InputError, match="cannot be used as a causal language model"):
-        inputs.causal_lm(tmp_path)
+    with pytest.raises(loaders.InputError, match="cannot be used as a causal language model"):
+        loaders.causal_lm(tmp_path)
 
 
 def test_a_run_supplies_model_and_device(tiny, tmp_path: Path) -> None:
@@ -378,13 +379,13 @@ def test_a_run_supplies_model_and_device(tiny, tmp_path: Path) -> None:
     run = SimpleNamespace(
         params={"model": str(tmp_path)}, device=torch.device("cpu"), card={"substrate": [str(tmp_path)]}, input=used.append
     )
-    model, _ = inputs.causal_lm(run, dtype=torch.bfloat16)
+    model, _ = loaders.causal_lm(run, dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
     assert used == [str(tmp_path)], "an input that the card lists is put on record"
     run.card["substrate"].clear()
-    inputs.causal_lm(run)
+    loaders.causal_lm(run)
     assert len(used) == 1
-    assert inputs.check_model(tmp_path).hidden_size == 64
+    assert loaders.check_model(tmp_path).hidden_size == 64
 
 
 def test_every_prepared_asset_is_listed() -> None:

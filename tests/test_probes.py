@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from layerbook import probes
+from layerbook.layers import probes
 
 GROUPS, EACH, D = 30, 8, 10
 

@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from layerbook import inputs, pycode
+from layerbook.data import loaders, pycode
 
 MODULE = '''
 import os
@@ -98,7 +98,7 @@ def test_a_tree_hangs_each_leaf_below_the_smallest_node():
 
 
 def test_trees_of_real_functions_hold_every_leaf_once_in_order():
-    count, modules = 0, inputs.python_code("networkx")
+    count, modules = 0, loaders.python_code("networkx")
     for module in list(modules)[40:70]:
         for function in pycode.functions("networkx", module, modules[module]):
             if not function.source.isascii() or len(function.source) > 3000:
@@ -123,7 +123,7 @@ def test_joined_words_stand_where_it_is_said():
 
 
 def test_parts_are_disjoint_fixed_and_of_the_right_size():
-    packages = {name: inputs.python_code(name) for name in pycode.PACKAGES}
+    packages = {name: loaders.python_code(name) for name in pycode.PACKAGES}
     found = {part: [(p, m) for p, m, _ in pycode.sources(packages, part)] for part in ("train", "probe", "valid", "test")}
     assert sorted(sum(found.values(), [])) == sorted((p, m) for p in packages for m in packages[p])
     assert {p for p, _ in found["test"]} == {"networkx"} and not any(p == "networkx" for p, _ in found["train"])
@@ -149,7 +149,7 @@ def test_copies_are_those_by_brute_force():
 
 
 def test_samples_are_bounded_and_share_nothing(monkeypatch):
-    packages = {name: inputs.python_code(name) for name in pycode.PACKAGES}
+    packages = {name: loaders.python_code(name) for name in pycode.PACKAGES}
     tokenizer = lambda text: type("Coded", (), {"input_ids": text.split(" ")})  # noqa: E731
     copies = pycode.Copies()
     test, probe = (pycode.samples(packages, part, 30, 30, 3, [tokenizer], copies, pieces=40) for part in ("test", "probe"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from layerbook import quantizers as q
+from layerbook.quantize import grids as q
 
 KINDS = ({}, {"symmetric": True}, {"offset": True}, {"zero_in_range": False}, {"offset": True, "stored": torch.float16})
 kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda k: "+".join(k) or "affine")

@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from layerbook import cards, outcomes, paths, report, report_data, report_html, report_pages, report_paper
-from layerbook import record as records
+from layerbook import paths
+from layerbook.claims import cards, outcomes
+from layerbook.pages import build, lists, markup, paper_page, papers
+from layerbook.pipeline import record as records
 
 ALT = "A made-up image of four black pixels for the tests."
 CARD: dict[str, Any] = {
@@ -83,8 +85,8 @@ def make_root(root: Path, gpu: bool = False) -> Path:
     )
     for folder in ("notebooks", "results/cpu", "results/gpu", "book/discussion", "src/layerbook"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    shutil.copy(paths.ROOT / "src/layerbook/assets.yaml", root / "src/layerbook/assets.yaml")
-    shutil.copy(paths.ROOT / "src/layerbook/stats.py", root / "src/layerbook/stats.py")
+    shutil.copy(paths.ROOT / "src/layerbook/data/assets.yaml", root / "src/layerbook/data/assets.yaml")
+    shutil.copy(paths.ROOT / "src/layerbook/claims/stats.py", root / "src/layerbook/claims/stats.py")
     with (root / "notebooks/toy-paper.yaml").open("w", encoding="utf-8") as stream:
         YAML().dump(CARD, stream)
     (root / "book/discussion/toy-paper.yaml").write_text("C2: {reason: Too few seeds., would_change: More seeds.}\n", encoding="utf-8")
@@ -163,22 +165,22 @@ def first_cell(root: Path, name: str = "toy-paper") -> str:
 
 
 def test_rendering_is_deterministic_and_leaves_fresh_files_alone(root: Path, tmp_path: Path) -> None:
-    files = report.render(root)
+    files = build.render(root)
     before = {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in files}
-    assert report.render(root) == files
+    assert build.render(root) == files
     assert before == {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in files}
 
 
 def test_pages_of_papers_that_are_gone_are_removed(root: Path) -> None:
-    report.render(root)
+    build.render(root)
     (root / "results/cpu/toy-paper.json").unlink()
-    report.render(root)
+    build.render(root)
     assert not list((root / "book/papers").glob("*"))
     assert "No paper has been run yet" in generated(root, "gallery")
 
 
 def test_the_header_answers_what_held_and_how_to_rerun(root: Path) -> None:
-    report.render(root)
+    build.render(root)
     text = first_cell(root)
     counts = ("✓</span> 1 reproduced", "[0.25, 0.75]", "n = 5 (seed)", "4.1×10⁻⁶", "1 → 2", "identity holds", "rival passes")
     cost = ("1 min 1 s", "1.8 GB", "make rerun PAPER=toy-paper TIER=cpu")
@@ -189,13 +191,13 @@ def test_the_header_answers_what_held_and_how_to_rerun(root: Path) -> None:
 
 
 def test_a_header_holds_no_empty_line_inside_html(root: Path) -> None:
-    report.render(root)
+    build.render(root)
     for block in re.findall(r'<div id="verdict-table">.*?</table></div></div>', first_cell(root), flags=re.DOTALL):
         assert "\n\n" not in block
 
 
 def test_figures_and_parameters_are_described(root: Path) -> None:
-    report.render(root)
+    build.render(root)
     cells = nbformat.read(root / "book/papers/toy-paper.ipynb", as_version=4).cells
     assert [c.metadata["mystnb"]["image"]["alt"] for c in cells if "mystnb" in c.metadata] == [ALT]
     at = next(i for i, c in enumerate(cells) if "parameters" in c.metadata.get("tags", []))
@@ -204,7 +206,7 @@ def test_figures_and_parameters_are_described(root: Path) -> None:
 
 
 def test_the_scoreboard_holds_every_claim_once_with_exact_values(root: Path) -> None:
-    report.render(root)
+    build.render(root)
     text = generated(root, "scoreboard")
     keys = re.findall(r'data-key="toy-paper-(\w+)"', text)
     assert keys == [c["id"] for c in CARD["claims"]]
@@ -212,7 +214,7 @@ def test_the_scoreboard_holds_every_claim_once_with_exact_values(root: Path) -> 
 
 
 def test_the_shelf_has_what_did_not_come_out_and_nothing_else(root: Path) -> None:
-    report.render(root)
+    build.render(root)
     text = generated(root, "shelf")
     assert re.findall(r'id="toy-paper-(\w+)"', text) == ["C1", "C2", "C4"]
     assert "More seeds." in text and "## Matched by a dull rival" in text
@@ -220,15 +222,15 @@ def test_the_shelf_has_what_did_not_come_out_and_nothing_else(root: Path) -> Non
 
 def test_without_a_gpu_run_the_page_says_so_and_gives_no_figure(tmp_path: Path) -> None:
     root = make_root(tmp_path)
-    report.render(root)
+    build.render(root)
     runs = (root / "book/_generated/runs.md").read_text(encoding="utf-8")
     assert "No GPU run is stored" in runs and "no run is stored yet" in runs and "GPU memory" not in runs
 
 
 def test_a_gpu_run_decides_what_the_cpu_may_not(tmp_path: Path) -> None:
     root = make_root(tmp_path, gpu=True)
-    report.render(root)
-    (paper,) = report_data.load(root)
+    build.render(root)
+    (paper,) = papers.load(root)
     rows = {c["id"]: c for c in paper.claims()}
     assert (rows["C4"]["verdict"], rows["C4"]["tier"]) == ("weaker", "gpu")
     assert (rows["C2"]["verdict"], rows["C2"]["other"]["gpu"]["verdict"]) == ("inconclusive", "reproduced")
@@ -237,13 +239,13 @@ def test_a_gpu_run_decides_what_the_cpu_may_not(tmp_path: Path) -> None:
     assert "1 of 1 papers" in runs and runs.count(" memory") >= 2 and '">1</td>' in runs
     gpu = nbformat.read(root / "book/papers/toy-paper-gpu.ipynb", as_version=4)
     assert not any("(eq-a)" in c.source for c in gpu.cells), "equation labels must be unique in the book"
-    toc = report_data.read_yaml(root / "book/_toc.yml")
+    toc = papers.read_yaml(root / "book/_toc.yml")
     chapters = [c for part in toc["parts"] for c in part["chapters"] if c["file"] == "papers/toy-paper"]
     assert chapters[0]["sections"][0]["file"] == "papers/toy-paper-gpu"
 
 
 def test_metrics_count_claims_proper(root: Path) -> None:
-    report.render(root)
+    build.render(root)
     numbers = json.loads((root / "results/metrics.json").read_text(encoding="utf-8"))
     assert numbers["total"] == {"papers": 1, "reproduced": 1, "inconclusive": 1, "not tested": 1}
     assert numbers["papers"]["toy-paper"]["claims"]["C1"] == 0.5
@@ -254,14 +256,14 @@ def test_a_record_that_the_card_does_not_register_is_refused(root: Path) -> None
     record = json.loads(path.read_text(encoding="utf-8"))
     record["claims"][0]["id"] = "C9"
     path.write_text(records.dumps(record), encoding="utf-8")
-    with pytest.raises(report.BookError, match="C9.*does not register.*make rerun"):
-        report.render(root)
+    with pytest.raises(build.BookError, match="C9.*does not register.*make rerun"):
+        build.render(root)
 
 
 def test_a_record_without_its_notebook_is_refused(root: Path) -> None:
     (root / "results/cpu/toy-paper.ipynb").unlink()
-    with pytest.raises(report.BookError, match="missing beside its record"):
-        report.render(root)
+    with pytest.raises(build.BookError, match="missing beside its record"):
+        build.render(root)
 
 
 def test_a_page_shows_the_source_as_it_is_and_the_verdicts_as_they_are_stored(root: Path) -> None:
@@ -278,7 +280,7 @@ def test_a_page_shows_the_source_as_it_is_and_the_verdicts_as_they_are_stored(ro
     notebooks[1].cells += [v4.new_code_cell("# a comment alone", id="alone"), v4.new_code_cell("run.finish()", id="end")]
     for path, notebook in zip((executed, source), notebooks, strict=True):
         path.write_text(nbformat.writes(notebook), encoding="utf-8")
-    report.render(root)
+    build.render(root)
     cells = nbformat.read(root / "book/papers/toy-paper.ipynb", as_version=4).cells
     by_id = {c["id"]: c for c in cells}
     assert "A word more." in cells[0].source and by_id["figure"].source == "show()  # with a comment"
@@ -286,22 +288,22 @@ def test_a_page_shows_the_source_as_it_is_and_the_verdicts_as_they_are_stored(ro
     shown = by_id["end"].outputs[0].data["text/html"]
     assert "said the run" not in shown and "reason of C2" in shown and "passes" in shown
     source.write_text(source.read_text(encoding="utf-8").replace("show()", "show(1)"), encoding="utf-8")
-    with pytest.raises(report.BookError, match="its code cells are not those of the source notebook; run it again: make rerun"):
-        report.render(root)
+    with pytest.raises(build.BookError, match="its code cells are not those of the source notebook; run it again: make rerun"):
+        build.render(root)
 
 
 def test_a_record_without_verdicts_says_how_to_decide(root: Path) -> None:
     (root / "results/cpu/toy-paper.verdicts.json").unlink()
-    with pytest.raises(report.BookError, match="verdicts.json is missing; decide again: layerbook decide toy-paper"):
-        report.render(root)
+    with pytest.raises(build.BookError, match="verdicts.json is missing; decide again: layerbook decide toy-paper"):
+        build.render(root)
 
 
 def test_every_verdict_has_sign_colour_and_meaning() -> None:
-    assert tuple(report_html.GLYPHS) == tuple(report_html.MEANING) == tuple(report_html.COLOURS) == outcomes.VERDICTS
-    assert set(report_pages.SHELF) >= set(outcomes.VERDICTS)
+    assert tuple(markup.GLYPHS) == tuple(markup.MEANING) == tuple(markup.COLOURS) == outcomes.VERDICTS
+    assert set(lists.SHELF) >= set(outcomes.VERDICTS)
     css = (paths.BOOK / "_static/layerbook.css").read_text(encoding="utf-8")
-    assert all(f".lb-{report_html.css(v)} {{" in css for v in outcomes.VERDICTS)
-    assert report_data.FAMILIES == cards.schema()["properties"]["family"]["enum"]
+    assert all(f".lb-{markup.css(v)} {{" in css for v in outcomes.VERDICTS)
+    assert papers.FAMILIES == cards.schema()["properties"]["family"]["enum"]
 
 
 @pytest.mark.parametrize(
@@ -317,7 +319,7 @@ def test_every_verdict_has_sign_colour_and_meaning() -> None:
     ],
 )
 def test_numbers_are_printed_for_readers(value: float | None, text: str) -> None:
-    assert report_html.number(value) == text
+    assert markup.number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -327,22 +329,22 @@ def test_numbers_are_printed_for_readers(value: float | None, text: str) -> None
 )  # fmt: skip
 def test_forest_plots_draw_the_registered_threshold(test: dict[str, Any], lines: list[float]) -> None:
     claim = {"values": [1.0, 3.0], "estimate": 2.0, "interval": [1.5, 2.5]}
-    assert report_html.thresholds(test) == lines
-    assert report_html.forest(claim, test).count("lb-f-test") == len(lines)
-    assert report_html.forest({"estimate": None}, test) == ""
+    assert markup.thresholds(test) == lines
+    assert markup.forest(claim, test).count("lb-f-test") == len(lines)
+    assert markup.forest({"estimate": None}, test) == ""
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(3.4, "3 s"), (60, "1 min"), (61.2, "1 min 1 s"), (7380, "2 h 3 min")])
 def test_times_are_printed_as_people_say_them(seconds: float, text: str) -> None:
-    assert report_html.duration(seconds) == text
+    assert markup.duration(seconds) == text
 
 
 def test_an_entry_of_the_bibliography_is_found_whole(tmp_path: Path) -> None:
     (tmp_path / "book").mkdir()
     entry = "@article{a2025,\n  title = {{A} {B}},\n}"
     (tmp_path / "book/references.bib").write_text(f"{entry}\n\n@misc{{b, title={{B}}\n}}\n", encoding="utf-8")
-    assert report_paper.bibtex(tmp_path, "a2025") == entry
-    assert report_paper.bibtex(tmp_path, "a20") is None
+    assert paper_page.bibtex(tmp_path, "a2025") == entry
+    assert paper_page.bibtex(tmp_path, "a20") is None
 
 
 def extension() -> Any:

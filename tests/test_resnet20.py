@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from layerbook import inputs, paths, resnet20
+from layerbook import paths
+from layerbook.data import loaders
+from layerbook.networks import resnet20
 
 FOLDER = paths.MODELS / "resnet20"
 TINY = resnet20.Recipe(seeds=2, widths=(2, 2, 4), images=40, steps=2, batch=8)
@@ -21,7 +23,7 @@ def arrays(monkeypatch) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     made = {f"{part}_x": rng.integers(0, 256, (n, 28, 28), dtype=np.uint8) for part, n in (("train", 60), ("test", 20))}
     made |= {"train_y": np.arange(60, dtype=np.uint8) % 10, "test_y": np.arange(20, dtype=np.uint8) % 10}
-    monkeypatch.setattr(inputs, "fashion_mnist", lambda path=None: made)
+    monkeypatch.setattr(loaders, "fashion_mnist", lambda path=None: made)
     return made
 
 

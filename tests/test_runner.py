@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-from layerbook import cards, cli, method, receipts, record, runner, verdicts
+from layerbook import cli
+from layerbook.claims import cards
+from layerbook.pipeline import method, receipts, record, runner, verdicts
 
 FIRST: dict[str, bytes] = {}
 
@@ -32,8 +34,8 @@ def test_a_run_leaves_record_and_notebook(ran):
     decided = verdicts.read("toy", "cpu")
     assert {c["id"]: c["verdict"] for c in decided["claims"]} == dict.fromkeys(("C1", "C2", "N1"), "reproduced")
     assert len(found["measured"]["C1"]["gain"]) == 8 and "claims" not in found and "values" not in decided["claims"][0]
-    assert "notebooks/toy.ipynb" in found["measured_by"] and "src/layerbook/paper.py" in found["measured_by"]
-    assert "src/layerbook/claims.py" not in found["measured_by"] and "src/layerbook/claims.py" in decided["decided_by"]
+    assert "notebooks/toy.ipynb" in found["measured_by"] and "src/layerbook/notebook/paper.py" in found["measured_by"]
+    assert "src/layerbook/claims/engine.py" not in found["measured_by"] and "src/layerbook/claims/engine.py" in decided["decided_by"]
     assert record.problems("toy", "cpu") == []
     text = (ran.root / "results/cpu/toy.ipynb").read_text(encoding="utf-8")
     assert str(ran.root) not in text and "papermill" not in json.loads(text)["metadata"]

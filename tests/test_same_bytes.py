@@ -9,7 +9,12 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from layerbook import cards, method, paper, paths, record, report_paper, runner, tables, toy, varying
+from bench import toy
+from layerbook import paths
+from layerbook.claims import cards, varying
+from layerbook.notebook import paper, tables
+from layerbook.pages import paper_page
+from layerbook.pipeline import method, record, runner
 
 NOISY = """
 import os, sys, tempfile, warnings
@@ -104,7 +109,7 @@ def test_marked_arrays_are_left_out_of_a_comparison_and_nothing_else(house):
     assert [f["name"] for f in varying.fixed(runs[0], card)["findings"]] == ["F2"]
     html = tables.verdicts(card, runs[0], runs[0]["findings"])
     assert html.count("(depends on the machine&#x27;s speed)") == 3 and "seconds (depends" in html  # C1, N1, F1
-    assert "depends on the machine's speed" in report_paper._findings(runs[0])
+    assert "depends on the machine's speed" in paper_page._findings(runs[0])
 
 
 def test_an_unknown_mark_is_refused(house):

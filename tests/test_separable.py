@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from layerbook import separable
+from layerbook.networks import separable
 
 CASES = [(3, 4, 3, 2), (2, 3, 5, 2), (4, 2, 3, 3), (2, 3, 5, 3)]  # c_in, c_out, d, axes
 

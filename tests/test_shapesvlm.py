@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from layerbook import paths, shapes, shapesvlm
+from layerbook import paths
+from layerbook.data import shapes
+from layerbook.networks import shapesvlm
 
 FOLDER = paths.MODELS / "shapes-vlm"
 TINY = shapesvlm.Recipe(

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from layerbook import cli, endings, runner
+from layerbook import cli, endings
+from layerbook.pipeline import runner
 
 SLEEP = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(120)"
 
@@ -125,8 +126,8 @@ def test_an_unexpected_fault_is_one_line_and_says_how_to_see_more(capsys, monkey
     (runner.RunError("no room"), "layerbook x: no room"),
     (ValueError("bad value"), "layerbook x: bad value"),
     (PermissionError(13, "Permission denied", "results/a.json"), "layerbook x: results/a.json: Permission denied"),
-    (subprocess.CalledProcessError(3, ["python", "-m", "layerbook.report"]),
-     "'python -m layerbook.report' failed with exit code 3"),
+    (subprocess.CalledProcessError(3, ["python", "-m", "layerbook.pages.build"]),
+     "'python -m layerbook.pages.build' failed with exit code 3"),
 ])
 def test_an_expected_fault_is_its_message(capsys, error, says):
     assert endings.command("layerbook x", failing(error)) == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as sp
 
-from layerbook import stats
+from layerbook.claims import stats
 
 
 def test_mean_interval_contains_the_t_interval_and_the_bootstrap():

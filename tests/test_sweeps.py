@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from layerbook import sweeps
+from layerbook.quantize import sweeps
 
 
 def test_orders():

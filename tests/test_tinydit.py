@@ -11,7 +11,9 @@ import torch
 from scipy import linalg
 from torch.nn import functional as F
 
-from layerbook import diffusion, inputs, paths, tinydit
+from layerbook import paths
+from layerbook.data import loaders
+from layerbook.networks import diffusion, tinydit
 
 FOLDER = paths.MODELS / "tiny-dit"
 TINY = tinydit.Recipe(seeds=2, width=8, depth=2, heads=2, steps=2, batch=8)
@@ -23,7 +25,7 @@ def arrays(monkeypatch) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     made = {f"{part}_x": rng.integers(0, 256, (n, 28, 28), dtype=np.uint8) for part, n in (("train", 200), ("test", 40))}
     made |= {"train_y": np.arange(200, dtype=np.uint8) % 10, "test_y": np.arange(40, dtype=np.uint8) % 10}
-    monkeypatch.setattr(inputs, "fashion_mnist", lambda path=None: made)
+    monkeypatch.setattr(loaders, "fashion_mnist", lambda path=None: made)
     return made
 
 

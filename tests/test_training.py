@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from layerbook import training
+from layerbook.networks import training
 
 
 class Line(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as hf
 
-from layerbook import transformer as tf
+from layerbook.layers import transformer as tf
 
 B, T, D, N, VOCAB, WINDOW = 2, 6, 16, 3, 40, 3
 SMALL = {"vocab_size": VOCAB, "hidden_size": D, "num_hidden_layers": N, "num_attention_heads": 4, "initializer_range": 0.3,

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from layerbook import cli, driver, record, runner
+from layerbook import cli
+from layerbook.pipeline import driver, record, runner
 
 FIRST: dict[str, bytes] = {}
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from layerbook import inputs, paths, training, tunedpair
-from layerbook.instructions import (
+from layerbook import paths
+from layerbook.data import loaders
+from layerbook.networks import training, tunedpair
+from layerbook.data.instructions import (
     AGENTS,
     KINDS,
     LONGEST,
@@ -140,7 +142,7 @@ def test_answers_are_greedy_and_end_at_a_full_stop(world):
 
 
 def test_the_command_writes_loadable_networks_and_refuses_poor_ones(tmp_path, monkeypatch, threads):
-    monkeypatch.setattr(inputs, "bible", lambda: VERSES)
+    monkeypatch.setattr(loaders, "bible", lambda: VERSES)
     for name in "ab":
         card = tunedpair.make(TINY, tmp_path / name, processes=1)
         assert not card["gate"]["passed"]
@@ -157,7 +159,7 @@ def test_the_shipped_networks_pass_their_gate_and_say_so():
     card = json.loads((PAIR / "card.json").read_text(encoding="utf-8"))
     assert card["gate"]["passed"] and card["gate"]["worst"]["tuned"] >= tunedpair.Recipe.gate
     assert len(card["held_out"]) == 5 and sum(p.stat().st_size for p in PAIR.rglob("*.safetensors")) < 8e6
-    world, (seeds, nets) = World(inputs.bible()), tunedpair.load()
+    world, (seeds, nets) = World(loaders.bible()), tunedpair.load()
     assert list(world.words) == card["vocabulary"]
     found = tunedpair.examine({kind: nets[kind][1] for kind in tunedpair.KINDS}, world, seeds[1], 140)
     for kind in tunedpair.KINDS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from layerbook import wavefem
+from layerbook.data import wavefem
 
 DT = 1 / 64
 

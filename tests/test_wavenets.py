@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from layerbook import paths, separable, training, wavefem, wavenets
+from layerbook import paths
+from layerbook.data import wavefem
+from layerbook.networks import separable, training, wavenets
 
 NETS = paths.MODELS / "wave-nets"
 TINY = wavenets.Recipe(seeds=2, nodes=9, frames=8, zone=8, train=6, test=4, far=3, channels=(8, 8, 4, 4), steps=2, batch=3,

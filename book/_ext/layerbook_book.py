@@ -14,7 +14,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-from layerbook import report_html
+from layerbook.pages import markup
 
 # what lies below data/web -> its place below _static/vendor
 VENDOR = {
@@ -127,7 +127,7 @@ def page_foot(app: Sphinx, pagename: str, template: str, context: dict, doctree:
     versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     context["body"] += (
         f'<footer class="lb-foot" aria-label="How this page was made"><p>Record '
-        f"<code>results/{tier}/{slug}.json</code> at commit {shown}. Took {report_html.cost(record)}; {escape(versions)}. "
+        f"<code>results/{tier}/{slug}.json</code> at commit {shown}. Took {markup.cost(record)}; {escape(versions)}. "
         f"Again: <code>make rerun PAPER={slug} TIER={tier}</code></p></footer>"
     )
 

@@ -9,19 +9,20 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from layerbook import files_text
+from layerbook import terminal
 
 
 def _name_drafts(named: Sequence[str] = ()) -> None:
     """Say in one line which drafts a command passed over; nothing where papers were named."""
-    from layerbook import cards
+    from layerbook.claims import cards
 
     if not named and (line := cards.left_out()):
         print(line)
 
 
 def _check(args: argparse.Namespace) -> int:
-    from layerbook import cards, check
+    from layerbook.authoring import check
+    from layerbook.claims import cards
 
     faults = [f for slug in args.slug or cards.slugs() for f in check.check(slug)]
     if not args.slug:
@@ -35,7 +36,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _new(args: argparse.Namespace) -> int:
-    from layerbook import paths, scaffold
+    from layerbook import paths
+    from layerbook.authoring import scaffold
 
     paper = args.paper
     if paper is None and sys.stdin.isatty():
@@ -56,7 +58,9 @@ def _value(text: str) -> Any:
 
 
 def _rerun(args: argparse.Namespace) -> int:
-    from layerbook import cards, runner, tables, verdicts
+    from layerbook.claims import cards
+    from layerbook.notebook import tables
+    from layerbook.pipeline import runner, verdicts
 
     stored = verdicts.evidence(args.slug, args.tier) if args.expect_same else None
     result = runner.run(args.slug, args.tier, dict(args.param), write=not args.dry)
@@ -77,7 +81,7 @@ def _rerun(args: argparse.Namespace) -> int:
 def _decide(args: argparse.Namespace) -> int:
     import os
 
-    from layerbook import driver, verdicts
+    from layerbook.pipeline import driver, verdicts
 
     faults, changed, stored = [], [], verdicts.stored(args.slug)
     for slug, tier in stored:
@@ -94,14 +98,14 @@ def _decide(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from layerbook import driver
+    from layerbook.pipeline import driver
 
     _name_drafts(args.slug)
     return driver.run(args.slug, args.tier, args.jobs, warm=not args.cold, cluster=args.slurm)
 
 
 def _compare(stored: dict[str, Any], result: dict[str, Any]) -> int:
-    from layerbook import deps, verdicts
+    from layerbook.pipeline import deps, verdicts
 
     changed = verdicts.differences(stored, result, deps.card(result["paper"]))
     print("\n".join(changed) or f"{result['paper']}: every value and every verdict is the stored one")
@@ -109,7 +113,8 @@ def _compare(stored: dict[str, Any], result: dict[str, Any]) -> int:
 
 
 def _fresh(args: argparse.Namespace) -> int:
-    from layerbook import advice, cards, datastore, pipeline, record
+    from layerbook.claims import cards
+    from layerbook.pipeline import advice, record, stages, store
 
     if named := sorted(set(args.slug) & set(cards.drafts())):
         raise cards.CardError(f"{', '.join(named)}: a draft holds no evidence; "
@@ -117,9 +122,9 @@ def _fresh(args: argparse.Namespace) -> int:
     bad = cards.draft_faults()
     bad += [f"{tier}/{slug}: {p}" for slug in args.slug or cards.slugs() for tier in record.TIERS
             if tier == "cpu" or record.file_of(slug, tier).is_file() for p in record.problems(slug, tier, strict=True)]
-    if pipeline.sync(check=True):
+    if stages.sync(check=True):
         bad.append("dvc.yaml or params.yaml is not what the notebooks import: run 'layerbook sync'")
-    if changed := datastore.changed_networks():
+    if changed := store.changed_networks():
         bad.append(advice.changed_networks(changed))
     print("\n".join(bad) or "the evidence is fresh")
     _name_drafts(args.slug)
@@ -129,16 +134,16 @@ def _fresh(args: argparse.Namespace) -> int:
 
 
 def _sync(args: argparse.Namespace) -> int:
-    from layerbook import pipeline
+    from layerbook.pipeline import stages
 
-    difference = pipeline.sync(check=args.check)
+    difference = stages.sync(check=args.check)
     print(difference or "dvc.yaml and params.yaml are in step with the notebooks", end="" if difference else "\n")
     _name_drafts()
     return 1 if difference and args.check else 0
 
 
 def _status(args: argparse.Namespace) -> int:
-    from layerbook import verdicts
+    from layerbook.pipeline import verdicts
 
     for slug, tier in verdicts.stored():
         found = verdicts.evidence(slug, tier)
@@ -149,7 +154,10 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _clean(args: argparse.Namespace) -> int:
-    from layerbook import cards, method, paths, record, sourceform
+    from layerbook import paths
+    from layerbook.authoring import sourceform
+    from layerbook.claims import cards
+    from layerbook.pipeline import method, record
 
     for slug in args.slug or cards.slugs():
         file = paths.NOTEBOOKS / f"{slug}.ipynb"
@@ -160,9 +168,9 @@ def _clean(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from layerbook import datastore
+    from layerbook.pipeline import store
 
-    return datastore.ensure()
+    return store.ensure()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -215,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; whatever happens ends in one message and an exit code, see `endings.command`."""
     from layerbook import endings
 
-    files_text.lenient()
+    terminal.lenient()
     args = parser().parse_args(argv)
 
     def run() -> int:

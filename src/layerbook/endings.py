@@ -108,7 +108,7 @@ def command(name: str, function: Callable[[], int]) -> int:
         said = error.cmd if isinstance(error.cmd, str) else " ".join(map(str, error.cmd))
         return _fault(name, f"'{said}' failed with exit code {error.returncode}; what it printed above says why")
     except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
-        from layerbook import advice  # looks at every file that the project reads; not before something is wrong
+        from layerbook.pipeline import advice  # looks at every file that the project reads; not before something is wrong
 
         if told := advice.explain(error):
             return _fault(name, told)

@@ -12,9 +12,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
-from layerbook import cards, claims, inputs, method, pycode
-from layerbook import transformer as tf
-from layerbook.pycode import Node
+from layerbook.claims import cards, engine
+from layerbook.data import loaders, pycode
+from layerbook.pipeline import method
+from layerbook.layers import transformer as tf
+from layerbook.data.pycode import Node
 
 SOURCES = (
     "def f(a, b=1):\n    return a + b\n",
@@ -130,7 +132,7 @@ def test_hits_are_those_of_multisets(ap):
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_leaf_vectors_are_means_of_their_pieces(ap, functions, kind):
     torch.manual_seed(0)
-    tokenizer = inputs.encoder("minilm")[1] if kind == "bert" else inputs.causal_lm("smollm2")[1]
+    tokenizer = loaders.encoder("minilm")[1] if kind == "bert" else loaders.causal_lm("smollm2")[1]
     common = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
               "intermediate_size": 8}
     model = (BertModel(BertConfig(**common)) if kind == "bert" else LlamaModel(LlamaConfig(**common))).eval()
@@ -152,7 +154,7 @@ def test_leaf_vectors_are_means_of_their_pieces(ap, functions, kind):
 
 
 def test_a_leaf_without_a_piece_is_an_error(ap, monkeypatch):
-    model, tokenizer = inputs.encoder("minilm")
+    model, tokenizer = loaders.encoder("minilm")
     plain = ap.pieces_of
     lossy = lambda t, w: (plain(t, w)[0], [-1 if i == 1 else i for i in plain(t, w)[1]])  # noqa: E731
     monkeypatch.setitem(plain.__globals__, "pieces_of", lossy)
@@ -161,7 +163,7 @@ def test_a_leaf_without_a_piece_is_an_error(ap, monkeypatch):
 
 
 def test_random_layers_keep_the_embeddings_and_nothing_else(ap):
-    model, tokenizer = inputs.encoder("minilm")
+    model, tokenizer = loaders.encoder("minilm")
     first, again, other = (ap.random_layers(model, seed) for seed in (1, 1, 2))
     texts = [("def", "f", "(", ")"), ("a", "=", "b")]
     h, a, b, c = (ap.leaf_states(tf.Stack(m), tokenizer, texts) for m in (model, first, again, other))
@@ -316,7 +318,7 @@ NOISE = np.linspace(-0.03, 0.03, 40)
 def verdict(claim: str, control: dict, **arrays) -> str:
     card = cards.load("ast-probe")
     twin = next(c["twin"] for c in card["claims"] if c["id"] == claim)
-    rows = claims.decide(card, {claim: arrays, twin: control}, {"G1": [1.0]}, "gpu")
+    rows = engine.decide(card, {claim: arrays, twin: control}, {"G1": [1.0]}, "gpu")
     return next(r["verdict"] for r in rows["claims"] if r["id"] == claim)
 
 

@@ -14,8 +14,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
-from layerbook import cards, claims, inputs, method
-from layerbook import transformer as tf
+from layerbook.claims import cards, engine
+from layerbook.data import loaders
+from layerbook.pipeline import method
+from layerbook.layers import transformer as tf
 
 SMALL = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 CONFIGS = {
@@ -34,7 +36,7 @@ def cd() -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def deck(cd):
-    return cd.deck(0, FOLDS, PER_GROUP, inputs.bible())
+    return cd.deck(0, FOLDS, PER_GROUP, loaders.bible())
 
 
 def network(kind: str) -> tf.Stack:
@@ -61,8 +63,8 @@ def test_tasks_are_balanced_and_reproducible(cd, deck):
         n = PER_GROUP if name != "one flip" else 8
         assert np.bincount(t.group).tolist() == [n] * (4 * FOLDS) and (t.fold == t.group // 4).all()
         assert all(t.y[t.group == g].mean() == 0.5 for g in range(4 * FOLDS))
-    assert deck["source"].items == cd.deck(0, FOLDS, PER_GROUP, inputs.bible())["source"].items
-    assert deck["cities"].items != cd.deck(1, FOLDS, PER_GROUP, inputs.bible())["cities"].items
+    assert deck["source"].items == cd.deck(0, FOLDS, PER_GROUP, loaders.bible())["source"].items
+    assert deck["cities"].items != cd.deck(1, FOLDS, PER_GROUP, loaders.bible())["cities"].items
 
 
 @pytest.mark.parametrize(("task", "entity"), [
@@ -135,7 +137,7 @@ def test_cities_are_in_one_country_only(cd):
 @pytest.mark.parametrize("n", [2, 400])
 def test_too_few_or_too_many_items_are_refused(cd, n):
     with pytest.raises(ValueError, match="n_items"):
-        cd.deck(0, FOLDS, n, inputs.bible())
+        cd.deck(0, FOLDS, n, loaders.bible())
 
 
 # --- what is probed ---
@@ -336,7 +338,7 @@ def test_prefixes_are_even_and_repeatable(cd):
 
 def verdict(claim: str, measured: dict) -> str:
     card = cards.load("concept-depth")
-    rows = claims.decide(card, measured, {}, "cpu")
+    rows = engine.decide(card, measured, {}, "cpu")
     return next(r["verdict"] for r in rows["claims"] if r["id"] == claim)
 
 

@@ -9,8 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
-from layerbook import cards, claims, inputs, method, shapes, shapesgraft, shapesvlm
-from layerbook import transformer as tf
+from layerbook.claims import cards, engine
+from layerbook.data import loaders, shapes
+from layerbook.networks import shapesgraft, shapesvlm
+from layerbook.pipeline import method
+from layerbook.layers import transformer as tf
 
 TINY = shapesvlm.Recipe(width=32, layers=4, hidden=48)
 FLOWS = [("image", "question"), ("image", "last"), ("question", "last"), ("last", "last"), ("other 0", "question"),
@@ -173,7 +176,7 @@ def test_groups_are_what_they_are_called(flow, pool):
 
 
 def test_facts_mark_the_sentence_that_holds_the_answer(flow):
-    _, tokenizer = inputs.causal_lm("smollm2")
+    _, tokenizer = loaders.causal_lm("smollm2")
     ids, last, answer, groups = flow.facts(tokenizer, 6, 0)
     for row, end, word, fact in zip(ids, last, answer, groups["fact"]):
         text, sentence, colour = tokenizer.decode(row[: end + 1]), tokenizer.decode(row[fact]), tokenizer.decode(word)
@@ -184,7 +187,7 @@ def test_facts_mark_the_sentence_that_holds_the_answer(flow):
 
 
 def test_the_graft_says_what_it_marks():
-    language, tokenizer = inputs.causal_lm("smollm2")
+    language, tokenizer = loaders.causal_lm("smollm2")
     found = shapes.examples(4, 0)
     graft = shapesgraft.Graft(language, tokenizer, 0)
     with torch.no_grad():
@@ -232,7 +235,7 @@ def verdict(claim: str, **arrays) -> str:
     card = cards.load("cross-modal-flow")
     control = next(c["twin"] for c in card["claims"] if c["id"] == claim)
     measured = {claim: arrays, control: dict.fromkeys(arrays, NOISE)}
-    rows = claims.decide(card, measured, {"G1": [0.99] * 5}, "cpu")
+    rows = engine.decide(card, measured, {"G1": [0.99] * 5}, "cpu")
     return next(r["verdict"] for r in rows["claims"] if r["id"] == claim)
 
 
@@ -264,7 +267,7 @@ def test_flows_that_are_confused_flip_the_verdicts(flow):
 
 def test_a_cut_that_cuts_nothing_flips_the_verdict(flow, monkeypatch):
     found = shapes.examples(120, 5)
-    vlm = shapesvlm.load(inputs.paths.MODELS / "shapes-vlm")["seed-0"]
+    vlm = shapesvlm.load(loaders.paths.MODELS / "shapes-vlm")["seed-0"]
 
     def blind() -> float:
         groups = flow.groups_of(found, torch.arange(120), 0)

@@ -12,8 +12,10 @@ from scipy.special import rel_entr
 from sklearn.linear_model import Ridge
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
 
-from layerbook import cards, claims, inputs, method
-from layerbook import transformer as tf
+from layerbook.claims import cards, engine
+from layerbook.data import loaders
+from layerbook.pipeline import method
+from layerbook.layers import transformer as tf
 
 SMALL = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5, "num_attention_heads": 4}
 CONFIGS = {
@@ -236,8 +238,8 @@ def test_rows_and_readings_of_present_and_future(de, ids):
 
 
 def test_passages_begin_with_the_sink_and_are_not_padded(de):
-    _, tokenizer = inputs.causal_lm("smollm2")
-    bible = inputs.bible()
+    _, tokenizer = loaders.causal_lm("smollm2")
+    bible = loaders.bible()
     rows = de.passages(tokenizer, bible, 6, 40, 0)
     start = rows == tokenizer.bos_token_id
     assert rows.shape == (6, 40) and start[:, 0].all() and not start[:, 1:].any()
@@ -322,7 +324,7 @@ def verdict(claim: str, **arrays) -> str:
     card = cards.load("depth-efficiency")
     control = next(c["twin"] for c in card["claims"] if c["id"] == claim)
     measured = {claim: arrays, control: {name: 1 + 3 * np.cos(np.arange(9)) for name in arrays}}
-    rows = claims.decide(card, measured, {"G1": [1.0, 1.0]}, "cpu")
+    rows = engine.decide(card, measured, {"G1": [1.0, 1.0]}, "cpu")
     return next(r["verdict"] for r in rows["claims"] if r["id"] == claim)
 
 

@@ -12,7 +12,11 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from layerbook import cards, claims, hessian, method, resnet20, sweeps, transformer
+from layerbook.claims import cards, engine
+from layerbook.layers import curvature, transformer
+from layerbook.networks import resnet20
+from layerbook.pipeline import method
+from layerbook.quantize import sweeps
 
 SIZES = np.array([72, 1152, 1152, 1152, 3456, 4608, 4608, 13824, 18432, 18432, 320])
 
@@ -85,7 +89,7 @@ def test_top_eigenvalues_of_all_blocks_are_those_of_the_dense_hessian(hq, net, i
     assert len(tops) == 11
     for found, (name, weights) in list(zip(tops, resnet20.blocks(net).items(), strict=True))[::2]:
         params = [w.requires_grad_(True) for w in weights.values()]
-        values = torch.linalg.eigvalsh(hessian.dense(partial(hq.mean_loss, net, *images), params))
+        values = torch.linalg.eigvalsh(curvature.dense(partial(hq.mean_loss, net, *images), params))
         net.requires_grad_(False)
         exact = float(values[values.abs().argmax()])
         assert found.value == pytest.approx(exact, rel=0.01), name
@@ -103,7 +107,7 @@ def test_power_and_lanczos_find_the_same_negative_eigenvalue(hq):
 def test_omega_bounds_the_second_order_rise(hq, net, images):
     weights = resnet20.blocks(net)["1a"]
     params = [w.requires_grad_(True) for w in weights.values()]
-    full = hessian.dense(partial(hq.mean_loss, net, *images), params)
+    full = curvature.dense(partial(hq.mean_loss, net, *images), params)
     net.requires_grad_(False)
     lam = abs(hq.top(partial(hq.mean_loss, net, *images), weights, 100).value)
     for bits in (2, 3, 4):
@@ -139,7 +143,7 @@ def test_blocks_of_a_language_model_against_a_dense_hessian(hq):
     for value, i in zip(found, (0, 2), strict=True):
         params = [p.requires_grad_(True) for p in model.model.layers[i].parameters() if p.dim() > 1]
         loss = lambda: F.cross_entropy(model(input_ids=ids, use_cache=False).logits[0, :-1], ids[0, 1:])  # noqa: E731
-        values = torch.linalg.eigvalsh(hessian.dense(loss, params))
+        values = torch.linalg.eigvalsh(curvature.dense(loss, params))
         model.requires_grad_(False)
         size = sum(p.numel() for p in params)
         assert value * size == pytest.approx(float(values[values.abs().argmax()]), rel=0.01)
@@ -265,7 +269,7 @@ def verdict(claim: str, control: dict[str, list[float]], **arrays: list[float]) 
     """A claim's verdict when its control fails and its gate is met."""
     card = cards.load("hawq")
     twin = next(c["twin"] for c in card["claims"] if c["id"] == claim)
-    rows = claims.decide(card, {claim: arrays, twin: control}, {"G1": [0.9] * 5}, "cpu")
+    rows = engine.decide(card, {claim: arrays, twin: control}, {"G1": [0.9] * 5}, "cpu")
     return next(r["verdict"] for r in rows["claims"] if r["id"] == claim)
 
 

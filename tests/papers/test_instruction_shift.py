@@ -12,9 +12,12 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from layerbook import cards, claims, inputs, method, tunedpair
-from layerbook import transformer as tf
-from layerbook.instructions import NOUNS, VERBS, World, roles
+from layerbook.claims import cards, engine
+from layerbook.data import loaders
+from layerbook.networks import tunedpair
+from layerbook.pipeline import method
+from layerbook.layers import transformer as tf
+from layerbook.data.instructions import NOUNS, VERBS, World, roles
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def net():
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    return World(inputs.bible())
+    return World(loaders.bible())
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +166,7 @@ def test_ratings_are_made_by_rules(shift):
 
 @pytest.mark.parametrize("template", [False, True], ids=["raw", "chat"])
 def test_spans_are_the_tokens_of_their_words(shift, template):
-    _, tokenizer = inputs.causal_lm("smollm2")
+    _, tokenizer = loaders.causal_lm("smollm2")
     for q in shift.requests(14, 3):
         found = shift.tokenised(tokenizer, q, template)
         for role, text in q["parts"]:
@@ -276,7 +279,7 @@ def verdict(claim: str, **arrays) -> str:
     control = next(c["twin"] for c in card["claims"] if c["id"] == claim)
     noise = np.cos(np.arange(9))
     measured = {claim: arrays, control: dict.fromkeys(arrays, -1 + 0.1 * noise)}
-    rows = claims.decide(card, measured, {"G1": [1.0, 0.9], "G2": [0.0, 0.01], "G3": [30]}, "cpu")
+    rows = engine.decide(card, measured, {"G1": [1.0, 0.9], "G2": [0.0, 0.01], "G3": [30]}, "cpu")
     return next(r["verdict"] for r in rows["claims"] if r["id"] == claim)
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from layerbook import bits as storage
-from layerbook import cards, claims, gptq, method, sweeps
-from layerbook import quantizers as q
+from layerbook.quantize import bits as storage
+from layerbook.claims import cards, engine
+from layerbook.pipeline import method
+from layerbook.quantize import gptq, sweeps
+from layerbook.quantize import grids as q
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -292,7 +294,7 @@ def verdict_of_c2(sweep, order):
     gap = {f"rtn3_{place}": sweep.rise("rtn3", order[::-1][:k], 16) - sweep.rise("rtn3", order[:k], 16)
            for place, k in (("quarter", 2), ("half", 3))}
     failing = {name: [-1.0, 0.0, 1.0, 0.5] for name in gap}
-    result = claims.decide(cards.load("layerwise-quant"), {"C2": gap, "N2": failing}, {}, "cpu")
+    result = engine.decide(cards.load("layerwise-quant"), {"C2": gap, "N2": failing}, {}, "cpu")
     return next(row["verdict"] for row in result["claims"] if row["id"] == "C2")
 
 

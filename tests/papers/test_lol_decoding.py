@@ -12,8 +12,11 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import log_softmax, softmax
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from layerbook import cards, claims, facttables, factworld, inputs, method
-from layerbook import transformer as tf
+from layerbook.claims import cards, engine
+from layerbook.data import facts, loaders
+from layerbook.networks import factworld
+from layerbook.pipeline import method
+from layerbook.layers import transformer as tf
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 CONFIGS = {"llama": LlamaConfig(**SMALL, num_key_value_heads=2),
@@ -118,15 +121,15 @@ def test_the_last_exit_is_the_models_output_and_no_exit_is_normalised_twice(m, p
 
 
 def test_a_token_that_spans_the_border_is_refused(m):
-    _, tokenizer = inputs.causal_lm("smollm2")
+    _, tokenizer = loaders.causal_lm("smollm2")
     head = m.context("E")
     before, ids, start = m.split(tokenizer, head, "Q: Which sea?\nA:", " Red Sea")
     assert tokenizer.decode(before) == head and tokenizer.decode(ids[start:]) == " Red Sea"
     with pytest.raises(ValueError, match="border"):
         m.split(tokenizer, head, "Q: Which se", "a?")
     assert "black" in m.context("A") and "black" not in m.context("c") and len(set(map(m.context, "EAcnm"))) == 5
-    books = inputs.bible()
-    for q in facttables.quiz(facttables.tables(books), 0):
+    books = loaders.bible()
+    for q in facts.quiz(facts.tables(books), 0):
         for option in q.options:
             m.split(tokenizer, head, f"Q: {q.text}\nA:", f" {option}")
 
@@ -240,7 +243,7 @@ def verdicts(m, **how):
             for name, x in arrays.items():
                 measured.setdefault(claim, {}).setdefault(name, []).append(float(x.mean()))
     gates = {"G1": [1.0], "G2": [0.5], "G3": [1.0], "G4": [1.0], "G5": [1.0]}
-    return {r["id"]: r["verdict"] for r in claims.decide(cards.load("lol-decoding"), measured, gates, "cpu")["claims"]}
+    return {r["id"]: r["verdict"] for r in engine.decide(cards.load("lol-decoding"), measured, gates, "cpu")["claims"]}
 
 
 def test_a_world_where_the_contrast_works_is_recognised_and_one_without_hallucination_is_not(m):

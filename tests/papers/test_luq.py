@@ -11,9 +11,13 @@ import pytest
 import torch
 from scipy import stats
 
-from layerbook import bits, cards, claims, gptq, method, shapes, shapesvlm
-from layerbook import quantizers as q
-from layerbook import transformer as tf
+from layerbook.claims import cards, engine
+from layerbook.data import shapes
+from layerbook.networks import shapesvlm
+from layerbook.pipeline import method
+from layerbook.quantize import bits, gptq
+from layerbook.quantize import grids as q
+from layerbook.layers import transformer as tf
 
 TINY = shapesvlm.Recipe(width=32, layers=3, hidden=48)
 
@@ -247,7 +251,7 @@ def verdict(luq, orders, tables, claim: str = "C1") -> str:
     gates = {"G1": [1.0] * 5, "G2": [0.9] * 5, "G3": [0.1] * 5}
     (loss, accuracy), none = luq.against(tables, orders, "1-bit", "4-bit").mean(2), [-0.1, 0.1, 0.0, 0.05, -0.05]
     measured = {claim: {"loss": loss, "accuracy": accuracy}, "N2": {"accuracy": none, "loss": none}}
-    rows = claims.decide(card, measured, gates, "cpu")["claims"]
+    rows = engine.decide(card, measured, gates, "cpu")["claims"]
     return next(r["verdict"] for r in rows if r["id"] == claim)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from layerbook import method
+from layerbook.pipeline import method
 
 M = method.load("noprop")
 T, CLASSES = 4, 3

@@ -8,7 +8,8 @@ from scipy.optimize import minimize
 from sklearn.linear_model import RidgeClassifier
 from torch import nn
 
-from layerbook import claims, method
+from layerbook.claims import engine
+from layerbook.pipeline import method
 
 M = method.load("projection-head")
 PHI = torch.tensor([0.4, 0.6, 1.0, 1.5, 2.0], dtype=torch.float64)
@@ -89,7 +90,7 @@ def descend(W, Sigma, Sigma_plus, lr, steps):
     slopes = [np.polyfit(np.log(b.numpy()), np.log(a.numpy()), 1)[0] for a, b in zip(*weights)]
     card = {"claims": [{"id": "C1", "kind": "identity", "unit": "seed", "tier": "smoke",
                         "tests": [{"of": "slope_2", "every": {"between": [0.48, 0.52]}}]}]}
-    assert claims.decide(card, {"C1": {"slope_2": slopes}}, {}, "cpu")["claims"][0]["verdict"] == "not reproduced"
+    assert engine.decide(card, {"C1": {"slope_2": slopes}}, {}, "cpu")["claims"][0]["verdict"] == "not reproduced"
 
 
 # --- diagonal network ------------------------------------------------------------------------------------------------
@@ -317,7 +318,7 @@ def test_shuffled_labels_flip_the_gate_of_c5():
     gate = [{"id": "G1", "statement": "learned", "test": {"every": {"above": 0.9}}}]
 
     def met(shuffle):
-        return claims.decide({"gates": gate, "claims": []}, {}, {"G1": [coarse(150, shuffle)[1]] * 3}, "cpu")["gates"][0]["met"]
+        return engine.decide({"gates": gate, "claims": []}, {}, {"G1": [coarse(150, shuffle)[1]] * 3}, "cpu")["gates"][0]["met"]
     assert met(False) and not met(True)
 
 

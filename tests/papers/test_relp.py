@@ -22,7 +22,11 @@ from transformers import (
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from layerbook import cards, claims, inputs, method, paths, tinygpt
+from layerbook import paths
+from layerbook.claims import cards, engine
+from layerbook.data import loaders
+from layerbook.networks import tinygpt
+from layerbook.pipeline import method
 
 TINY = paths.MODELS / "tiny-gpt2"
 SMALL = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -294,7 +298,7 @@ def test_one_giant_component_cannot_hide(relp):
 
 
 def test_prompts_differ_in_one_token_and_are_answerable(relp):
-    _, tokenizer = inputs.causal_lm(str(TINY))
+    _, tokenizer = loaders.causal_lm(str(TINY))
     fam = relp.family(tokenizer, 0, 6, seed=3)
     assert (fam.clean != fam.corrupted).sum(1).tolist() == [1] * 6
     for row, (right, wrong) in zip(fam.clean.tolist(), fam.answers.tolist()):
@@ -319,7 +323,7 @@ def test_unknown_layouts_are_refused_with_the_choices(relp, config):
 
 @pytest.fixture(scope="module")
 def tiny(relp):
-    model, tokenizer = inputs.causal_lm(str(TINY))
+    model, tokenizer = loaders.causal_lm(str(TINY))
     net, fam = relp.parts(model), relp.family(tokenizer, 0, 4)
     clean, z_clean, _ = relp.forward(net, fam.clean, fam.answers)
     value, z, cache = relp.forward(net, fam.corrupted, fam.answers, keep=True)
@@ -350,7 +354,7 @@ def verdict(claim: str, arrays: dict, gates: dict | None = None) -> str:
     card, noise = cards.load("relp"), [0.01, -0.02, 0.015, -0.01, 0.005]
     control = next(c["twin"] for c in card["claims"] if c["id"] == claim)
     measured = {claim: arrays, control: dict.fromkeys(arrays, noise)}
-    rows = claims.decide(card, measured, gates or {"G1": [1.0] * 5, "G2": [3.0] * 5}, "cpu")
+    rows = engine.decide(card, measured, gates or {"G1": [1.0] * 5, "G2": [3.0] * 5}, "cpu")
     return next(r["verdict"] for r in rows["claims"] if r["id"] == claim)
 
 
@@ -405,7 +409,7 @@ def test_the_shipped_network_passes_its_gate_and_says_so():
 
     card = json.loads((TINY / "card.json").read_text(encoding="utf-8"))
     assert card["gate"]["passed"] and min(card["held_out_pair_accuracy"].values()) >= tinygpt.Recipe.gate
-    model, tokenizer = inputs.causal_lm(str(TINY))
+    model, tokenizer = loaders.causal_lm(str(TINY))
     a, b = tinygpt.name_pairs(0)[1][0]
     prompt, answer = tinygpt.sentence(tinygpt.TEMPLATES[1], a, b, b, "park", "ball")
     logits = model(**tokenizer(prompt, return_tensors="pt")).logits

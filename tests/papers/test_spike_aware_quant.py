@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from layerbook import cards, claims, method
-from layerbook import quantizers as q
+from layerbook.claims import cards, engine
+from layerbook.pipeline import method
+from layerbook.quantize import grids as q
 
 SLUG = "spike-aware-quant"
 
@@ -244,7 +245,7 @@ def verdict_of_c7(sp, net, seen, ids, keep, **arm):
     bench = sp.Bench(net, seen, ids)
     naive, real = bench.losses(sp.Arm(weights=None)), sp.loss(net, ids)
     shares = sp.share(naive - bench.losses(sp.Arm(weights=None), keep=keep), naive - real)
-    result = claims.decide(cards.load(SLUG), {"C7": {"recovered": shares}, "N10": {"recovered": [0.0, 0.1, 0.05, 0.02]}},
+    result = engine.decide(cards.load(SLUG), {"C7": {"recovered": shares}, "N10": {"recovered": [0.0, 0.1, 0.05, 0.02]}},
                            {"G4": list(naive - real)}, "cpu")
     return next(row["verdict"] for row in result["claims"] if row["id"] == "C7")
 
@@ -280,5 +281,5 @@ def plan(maps, seen, arm, bank, keep, fp8, kind):
 def test_without_damage_nothing_is_decided():
     measured = {"C2": {"recovered": [0.9, 0.95, 0.92, 0.97, 0.93]}, "N4": {"recovered": [0.0, 0.1, 0.05, 0.02]}}
     for damage, verdict in (([0.2, 0.3, 0.25, 0.22, 0.28], "reproduced"), ([0.01, 0.02, 0.015, 0.012, 0.018], "inconclusive")):
-        result = claims.decide(cards.load(SLUG), measured, {"G1": damage}, "cpu")
+        result = engine.decide(cards.load(SLUG), measured, {"G1": damage}, "cpu")
         assert next(row["verdict"] for row in result["claims"] if row["id"] == "C2") == verdict

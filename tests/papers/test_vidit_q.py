@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from layerbook import cards, claims, diffusion, method, tinydit
+from layerbook.claims import cards, engine
+from layerbook.networks import diffusion, tinydit
+from layerbook.pipeline import method
 
 RECIPE = tinydit.Recipe(width=8, depth=2, heads=2)
 WORDS = torch.tensor([[0, 3, 6], [1, 4, 8], [2, 5, 15]])
@@ -272,7 +274,7 @@ def verdict(claim: str, control: dict[str, list[float]] | None, **arrays: list[f
     card = cards.load("vidit-q")
     row = next(c for c in card["claims"] if c["id"] == claim)
     measured = {claim: arrays} | ({row["twin"]: control} if control else {})
-    found = claims.decide(card, measured, {"G1": [0.6] * 5, "G2": [30.0] * 5, "G3": [20.0] * 5}, "cpu")
+    found = engine.decide(card, measured, {"G1": [0.6] * 5, "G2": [30.0] * 5, "G3": [20.0] * 5}, "cpu")
     return next(r["verdict"] for r in found["claims"] if r["id"] == claim)
 
 

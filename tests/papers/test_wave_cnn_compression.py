@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from layerbook import cards, claims, method, separable, wavefem, wavenets
+from layerbook.claims import cards, engine
+from layerbook.data import wavefem
+from layerbook.networks import separable, wavenets
+from layerbook.pipeline import method
 
 SLUG = "wave-cnn-compression"
 LAPLACE = np.array([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])
@@ -161,7 +164,7 @@ def verdict(claim: str, **arrays) -> str:
     if "twin" in entry:
         far = {"ratio": [0.5, 0.6, 0.7, 0.8, 0.9], "gain": [-1, -1.1, -1.2, -1, -0.9], "excess": [1, 1.1, 1.2, 1, 0.9]}
         measured[entry["twin"]] = {k: far.get(k, [9.0] * 5) for k in arrays}
-    rows = claims.decide(card, measured, {"G1": [0.2] * 5}, "cpu")
+    rows = engine.decide(card, measured, {"G1": [0.2] * 5}, "cpu")
     return next(r["verdict"] for r in rows["claims"] if r["id"] == claim)
 
 

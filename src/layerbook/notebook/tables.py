@@ -1,0 +1,82 @@
+"""Tables that a notebook shows of its own card and verdicts, as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from layerbook.claims import varying
+
+LABELS = {
+    ("identity", "reproduced"): "identity holds", ("identity", "not reproduced"): "identity broken",
+    ("control", "reproduced"): "control held", ("control", "not reproduced"): "control broken",
+}
+
+
+def label(kind: str, verdict: str) -> str:
+    """What the reader sees for a verdict: controls 'held' or are 'broken', identities likewise."""
+    return LABELS.get((kind, verdict), verdict)
+
+
+def number(x: float | None) -> str:
+    """Four significant digits with a true minus sign; an em dash for nothing."""
+    return "—" if x is None else f"{x:.4g}".replace("-", "−")
+
+
+def span(interval: Sequence[float] | None) -> str:
+    """'[low, high]' or an em dash."""
+    return "—" if interval is None else f"[{number(interval[0])}, {number(interval[1])}]"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> str:
+    """An HTML table; cells are taken as HTML. `name` becomes its CSS class and accessible label."""
+    top = "".join(f'<th scope="col">{escape(h)}</th>' for h in head)
+    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
+    return (f'<div class="lb-scroll" tabindex="0" role="region" aria-label="{escape(name)}"><table class="lb-table">'
+            f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>")
+
+
+def badge(kind: str, verdict: str) -> str:
+    """A verdict as a coloured word."""
+    return f'<span class="lb-verdict lb-{verdict.replace(" ", "-")}">{escape(label(kind, verdict))}</span>'
+
+
+def registered(card: Mapping[str, Any]) -> str:
+    """The claims as they stand before the run."""
+    from layerbook.claims.engine import control_tests
+    from layerbook.claims.outcomes import describe
+
+    by_id = {c["id"]: c for c in card["claims"]}
+    rows = [[c["id"], c["kind"], escape(c["statement"]), escape(c.get("paper", "—")),
+             ("must fail " + c["fails"] + ": " if "fails" in c else "")
+             + escape(" and ".join(describe(t) for t in control_tests(c, by_id))), escape(c["unit"]), c["tier"]]
+            for c in card["claims"]]
+    return table(["id", "kind", "claim", "in the paper", "test", "unit", "tier"], rows, "registered claims")
+
+
+def gate_state(gate: Mapping[str, Any]) -> str:
+    """What is said of a gate: one that only a larger tier measures is not called unmet."""
+    return "met" if gate["met"] else "not met" if gate["values"] else "not measured at this tier"
+
+
+def _depends(varies: str | None) -> str:
+    return f" ({varying.MEANING[varies]})" if varies else ""
+
+
+def verdicts(card: Mapping[str, Any], result: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> str:
+    """The verdicts of a run, its gates, and what it reports without a verdict."""
+    marked = varying.of_claims(card)
+    rows = [[r["id"], badge(r["kind"], r["verdict"]), escape(r["test"]), number(r["estimate"]), span(r["interval"]),
+             str(r["n"]), escape(r["reason"] + _depends(marked.get(r["id"])))] for r in result["claims"]]
+    html = table(["id", "verdict", "test", "estimate", "interval", "n", "reason"], rows, "verdicts")
+    if result["gates"]:
+        rows = [[g["id"], gate_state(g), escape(g["statement"]), escape(g["reason"] if g["values"] else "")]
+                for g in result["gates"]]
+        html += table(["gate", "", "statement", "measured"], rows, "gates")
+    if findings:
+        rows = [[escape(f["name"]), escape(f["statement"] + _depends(f.get("varies"))),
+                 number(f["estimate"]), span(f["interval"]), str(f["n"])]
+                for f in findings]
+        html += table(["reported without verdict", "what", "mean", "95 % interval", "n"], rows, "findings")
+    return html

@@ -1,0 +1,187 @@
+"""Digests of what a result depends on, blind to what cannot change it: comments, layout, wording.
+
+    python -m layerbook.pipeline.digests         writes build/digests/<stage>.json     (a stage of the pipeline)
+
+Python is taken by its syntax tree, without docstrings; a notebook by its code cells; a card by the fields that measuring, or
+deciding, depends on. Data and networks are taken by the bytes. DVC's stages depend on the files written here and not on the
+sources, so that a comma in a comment runs nothing again.
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from layerbook import paths
+from layerbook.claims import cards
+from layerbook.pipeline import deps, method
+
+FOLDER = "build/digests"
+ENGINE = "layerbook.claims.engine"  # turns measurements into verdicts
+
+# What a notebook imports but no measured number depends on: the engine (its verdicts are decided again in seconds), where
+# things lie, the reading of cards (their measuring fields are counted by themselves), and all that only shows. Whatever only
+# these import is left out with them; what a notebook or a method imports directly, such as stats, counts.
+# Names of modules as fnmatch patterns; the second line of each group names the same in folders.
+NOT_MEASURING = (
+    "layerbook.claims.engine", "layerbook.claims.outcomes", "layerbook.claims.cards", "layerbook.paths",
+    "layerbook.claims.engine.engine", "layerbook.claims.engine.outcomes", "layerbook.claims.engine.cards", "layerbook.files",
+    "layerbook.notebook.tables", "layerbook.notebook.plots", "layerbook.pages.build*",
+    "layerbook.notebook.tables", "layerbook.notebook.plots", "layerbook.pages*",
+)
+TAGS = ("method", "parameters")  # of a notebook's cells: they decide how a cell is used
+SKIPPED = ("type_comment", "type_ignores", "kind")  # fields of a syntax tree that change nothing
+
+
+def sha256(value: Any) -> str:
+    """SHA-256 of a JSON-ready value, hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _form(node: Any) -> Any:
+    """A syntax tree as lists: no positions, no docstrings, no empty fields (which differ between Python versions)."""
+    if isinstance(node, list):
+        return [_form(n) for n in node]
+    if not isinstance(node, ast.AST):
+        return f"{type(node).__name__} {node!r}"
+    out: list[Any] = [type(node).__name__]
+    documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    for name, value in ast.iter_fields(node):
+        if documented and name == "body" and value and _is_text(value[0]):
+            value = value[1:]
+        if value not in (None, []) and name not in SKIPPED or isinstance(node, ast.Constant) and name == "value":
+            out.append([name, _form(value)])
+    return out
+
+
+@lru_cache(maxsize=2048)
+def of_code(code: str) -> str:
+    """Digest of Python source. IPython's magics and shell lines count as they stand; so does what is no Python."""
+    lines = code.splitlines()
+    magics = [line.strip() for line in lines if line.lstrip().startswith(("%", "!"))]
+    plain = "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!"))) if magics else code
+    try:
+        return sha256([magics, _form(ast.parse(plain))])
+    except (SyntaxError, ValueError):
+        return sha256(code)
+
+
+EMPTY = of_code("")  # of a cell that holds nothing but comments
+
+
+def of_cells(cells: Iterable[Any]) -> list[tuple[Any, str]]:
+    """The code cells that do something and were not put in by a run, each with its digest."""
+    out = []
+    for cell in cells:
+        tags = cell.metadata.get("tags", [])
+        if cell.cell_type == "code" and "injected-parameters" not in tags and of_code(cell.source) != EMPTY:
+            out.append((cell, sha256([of_code(cell.source), [t for t in TAGS if t in tags]])))
+    return out
+
+
+def of_notebook(file: Path) -> str:
+    """Digest of a notebook's code cells in order; its text cells and outputs count for nothing. Raises ValueError."""
+    return sha256([digest for _, digest in of_cells(method.read(file).cells)])
+
+
+def _file(file: Path) -> str:
+    """Digest of a module by its code, of any other file by its bytes."""
+    if file.suffix == ".py":
+        return of_code(file.read_text(encoding="utf-8"))
+    from layerbook.pipeline import record
+
+    return record.sha256(file)
+
+
+def of_modules(names: Iterable[str], without: Iterable[str] = ()) -> dict[str, str]:
+    """Digest of each module in the closure of some, by its path from the root.
+
+    Args:
+        without: patterns of names that are left out, with what only they import.
+    """
+    patterns = tuple(without)
+    left_out = lambda name: any(fnmatch.fnmatchcase(name, p) for p in patterns)  # noqa: E731
+    return {f.relative_to(paths.ROOT).as_posix(): _file(f) for f in deps.closure(names, left_out)}
+
+
+def measuring_fields(card: dict[str, Any]) -> dict[str, Any]:
+    """What a run reads of its card before and while it measures; no wording, no tests."""
+    parameters = {name: {k: v for k, v in spec.items() if k != "help"} for name, spec in card.get("parameters", {}).items()}
+    arrays = {claim: sorted(names) for claim, names in cards.registered_arrays(card).items()}
+    return {"slug": card["slug"], "substrate": card["substrate"], "parameters": parameters, "arrays": arrays,
+            "gates": [g["id"] for g in card.get("gates", [])]}
+
+
+WORDING = ("statement", "paper", "metric", "unit", "differs", "changed", "title", "shows", "speaks_of", "asked_by", "varies")
+
+
+def deciding_fields(card: dict[str, Any]) -> dict[str, Any]:
+    """What the engine reads of a card: all of its claims and gates but their wording."""
+    rows = lambda items: [{k: v for k, v in item.items() if k not in WORDING} for item in items]  # noqa: E731
+    return {"claims": rows(card["claims"]), "gates": rows(card.get("gates", []))}
+
+
+def method_of(slug: str) -> dict[str, str]:
+    """That part of *measured by* which is written by hand: notebook, card, and the modules that the notebook uses."""
+    own = {f"notebooks/{slug}.ipynb": of_notebook(paths.NOTEBOOKS / f"{slug}.ipynb"),
+           f"notebooks/{slug}.yaml": sha256(measuring_fields(deps.card(slug)))}
+    return own | of_modules(deps.imported(deps.code_of(slug)), NOT_MEASURING)
+
+
+def engine() -> dict[str, str]:
+    """That part of *decided by* which all papers share: the engine and the statistics that it uses."""
+    name = next(n for n in (f"{ENGINE}.engine", ENGINE) if deps.module_file(n))
+    return of_modules([name])
+
+
+def decided_by(slug: str) -> dict[str, str]:
+    """Digests of all that the verdicts of a paper follow from, but for its measurements."""
+    return {f"notebooks/{slug}.yaml": sha256(deciding_fields(deps.card(slug)))} | engine()
+
+
+def of_stages() -> dict[str, dict[str, Any]]:
+    """Stage -> the digests that it depends on besides data: of papers, networks, prepared assets and verdicts.
+
+    A paper whose card or notebook cannot be read has its fault in place of digests, so that it alone fails.
+    """
+    from layerbook.pipeline import stages
+
+    out: dict[str, dict[str, Any]] = {stage: of_modules([module]) for stage, module in stages.module_stages().items()}
+    decided: dict[str, Any] = {}
+    for slug in cards.slugs():
+        try:
+            out[slug], decided[slug] = method_of(slug), decided_by(slug)
+        except (ValueError, SyntaxError, FileNotFoundError) as error:
+            out[slug] = decided[slug] = {"fault": str(error)}
+    return out | {"decide": decided}
+
+
+def write() -> list[Path]:
+    """Write the digests of every stage; an equal file stays as it is. Returns their paths."""
+    from layerbook.pipeline import record
+
+    folder, out = paths.ROOT / FOLDER, []
+    for stage, found in of_stages().items():
+        file, text = folder / f"{stage}.json", (json.dumps(found, indent=1, sort_keys=True) + "\n").encode()
+        if not file.is_file() or file.read_bytes() != text:
+            record.replace(file, text)
+        out.append(file)
+    for old in set(folder.glob("*.json")) - set(out):
+        old.unlink()
+    return sorted(out)
+
+
+if __name__ == "__main__":
+    print(f"{len(write())} digests in {FOLDER}")
+    sys.exit(0)
