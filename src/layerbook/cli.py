@@ -222,6 +222,7 @@ def _say_which_checkout() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; whatever happens ends in one message and an exit code, see `endings.command`."""
     from layerbook import endings
+    from layerbook.pipeline import advice
 
     terminal.lenient()
     args = parser().parse_args(argv)
@@ -233,4 +234,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         keeping.sweep()
         return args.function(args)
 
-    return endings.command(f"layerbook {args.command}", run)
+    return endings.command(f"layerbook {args.command}", run, advice.explain)

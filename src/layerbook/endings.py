@@ -82,7 +82,9 @@ def apart(function: Callable[[], T], end: Callable[[], None]) -> T:
     return future.result()
 
 
-def command(name: str, function: Callable[[], int]) -> int:
+def command(
+    name: str, function: Callable[[], int], explain: Callable[[BaseException], str] | None = None
+) -> int:
     """Run a command; returns its exit code.
 
     An exception of this package, a ValueError and an error of the operating system are expected: their own message says what
@@ -91,6 +93,7 @@ def command(name: str, function: Callable[[], int]) -> int:
     Args:
         name: as the user typed it; begins every message.
         function: the command itself.
+        explain: the message for an exception, '' where it knows none; asked before the exception's own is taken.
     """
     try:
         with orderly():
@@ -108,11 +111,14 @@ def command(name: str, function: Callable[[], int]) -> int:
         said = error.cmd if isinstance(error.cmd, str) else " ".join(map(str, error.cmd))
         return _fault(name, f"'{said}' failed with exit code {error.returncode}; what it printed above says why")
     except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
-        from layerbook.pipeline import advice  # looks at every file that the project reads; not before something is wrong
-
-        if told := advice.explain(error):
+        if explain and (told := explain(error)):
             return _fault(name, told)
         if type(error).__module__.partition(".")[0] == __name__.partition(".")[0]:
+            return _fault(name, str(error) or type(error).__name__)
+        if isinstance(error, OSError):
+            where = f"{error.filename}: " if error.filename else ""
+            return _fault(name, f"{where}{error.strerror}" if error.strerror else str(error))
+        if isinstance(error, ValueError):
             return _fault(name, str(error) or type(error).__name__)
         if os.environ.get(DEBUG):
             traceback.print_exc()

@@ -135,4 +135,4 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     from layerbook import endings
 
-    raise SystemExit(endings.command("python -m layerbook.pages.build", main))
+    raise SystemExit(endings.command("python -m layerbook.pages.build", main, advice.explain))

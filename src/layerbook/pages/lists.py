@@ -272,7 +272,7 @@ def assets(root: Path, papers: list[Paper]) -> str:
         for name in paper.card["substrate"]:
             users.setdefault(name, []).append(_link(paper))
     rows = []
-    for a in load_assets(root / "src" / "layerbook" / "assets.yaml").values():
+    for a in load_assets(root / "src" / "layerbook" / "data" / "assets.yaml").values():
         name = f'<b id="{a.name}">{a.name}</b> <span class="lb-n">{h.memory(a.size / 1e6)}</span>'
         package = f'<span class="lb-n">{a.client}: {escape(a.package)} {escape(a.version)}</span>'
         source = f'<a href="{escape(a.homepage)}" aria-label="home of {a.name}">home</a> {package}'
@@ -291,7 +291,16 @@ def assets(root: Path, papers: list[Paper]) -> str:
 
 
 def reference(root: Path) -> str:
-    """One autodoc section per public module of the package."""
-    names = sorted(p.stem for p in (root / "src" / "layerbook").glob("*.py") if not p.stem.startswith("_"))
-    block = "## layerbook.{0}\n\n```{{eval-rst}}\n.. automodule:: layerbook.{0}\n   :members:\n```\n"
-    return "\n".join(block.format(name) for name in names)
+    """One autodoc section per public module of the package, below what the folder that it lies in is for."""
+    package, out = root / "src" / "layerbook", []
+    folders = [package, *sorted(p.parent for p in package.glob("*/__init__.py"))]
+    for folder in folders:
+        home = ".".join(folder.relative_to(package.parent).parts)
+        out.append(f"## {home}\n")
+        if folder != package:  # the package's own docstring stands at the top of the page in other words
+            out.append(f"```{{eval-rst}}\n.. automodule:: {home}\n```\n")
+        for file in sorted(folder.glob("*.py")):
+            if not file.stem.startswith("_"):
+                name = f"{home}.{file.stem}"
+                out.append(f"### {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n")
+    return "\n".join(out)

@@ -28,13 +28,14 @@ ENGINE = "layerbook.claims.engine"  # turns measurements into verdicts
 
 # What a notebook imports but no measured number depends on: the engine (its verdicts are decided again in seconds), where
 # things lie, the reading of cards (their measuring fields are counted by themselves), and all that only shows. Whatever only
-# these import is left out with them; what a notebook or a method imports directly, such as stats, counts.
-# Names of modules as fnmatch patterns; the second line of each group names the same in folders.
+# these import is left out with them; what a notebook or a method imports directly, such as stats, counts. Whether a model is
+# fit for a method is asked before a run and answered by yes or no: a run that was refused has no numbers.
+# Names of modules as fnmatch patterns.
 NOT_MEASURING = (
-    "layerbook.claims.engine", "layerbook.claims.outcomes", "layerbook.claims.cards", "layerbook.paths",
-    "layerbook.claims.engine.engine", "layerbook.claims.engine.outcomes", "layerbook.claims.engine.cards", "layerbook.files",
-    "layerbook.notebook.tables", "layerbook.notebook.plots", "layerbook.pages.build*",
-    "layerbook.notebook.tables", "layerbook.notebook.plots", "layerbook.pages*",
+    "layerbook", "layerbook.paths", "layerbook.keeping", "layerbook.endings", "layerbook.terminal", "layerbook.yamlfile",
+    "layerbook.claims.engine", "layerbook.claims.outcomes", "layerbook.claims.cards", "layerbook.claims.varying",
+    "layerbook.claims.papersources", "layerbook.claims.discussions",
+    "layerbook.models.*", "layerbook.notebook.tables", "layerbook.notebook.plots", "layerbook.pages*",
 )
 TAGS = ("method", "parameters")  # of a notebook's cells: they decide how a cell is used
 SKIPPED = ("type_comment", "type_ignores", "kind")  # fields of a syntax tree that change nothing
@@ -141,8 +142,7 @@ def method_of(slug: str) -> dict[str, str]:
 
 def engine() -> dict[str, str]:
     """That part of *decided by* which all papers share: the engine and the statistics that it uses."""
-    name = next(n for n in (f"{ENGINE}.engine", ENGINE) if deps.module_file(n))
-    return of_modules([name])
+    return of_modules([ENGINE])
 
 
 def decided_by(slug: str) -> dict[str, str]:
@@ -157,7 +157,9 @@ def of_stages() -> dict[str, dict[str, Any]]:
     """
     from layerbook.pipeline import stages
 
-    out: dict[str, dict[str, Any]] = {stage: of_modules([module]) for stage, module in stages.module_stages().items()}
+    out: dict[str, dict[str, Any]] = {}
+    for stage, module in stages.module_stages().items():
+        out[stage] = of_modules([module], NOT_MEASURING)
     decided: dict[str, Any] = {}
     for slug in cards.slugs():
         try:

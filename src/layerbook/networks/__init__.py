@@ -1,0 +1,4 @@
+"""Small networks trained here, one module or a few each, and the training that they share.
+
+Imports data and layers. Methods and the families' pages import it; quantizers do not.
+"""
