@@ -1,1 +1,3 @@
-"""Benchmarks of the machinery: `python -m bench.machinery`. Outside of the package, which does not import it."""
+"""Benchmarks of the machinery: `python -m bench.machinery`. Outside of the package, which does not
+import it.
+"""

@@ -1,4 +1,6 @@
-"""A paper of the smallest kind, for tests and benchmarks of the machinery: it draws numbers around a shift."""
+"""A paper of the smallest kind, for tests and benchmarks of the machinery: it draws numbers around
+a shift.
+"""
 
 from __future__ import annotations
 
@@ -56,11 +58,26 @@ claims:
 CELLS = [
     ("markdown", "title", "# A paper for tests", ""),
     ("code", "params", 'tier = "auto"\nseed = 0\ndevice = "auto"\nshift = 1.0', "parameters"),
-    ("code", "setup", 'import numpy as np\nfrom layerbook import paper\n\nrun = paper.start("{slug}", globals())', ""),
-    ("code", "method", "def draw(rng, shift, n=8):\n    return shift + 0.2 * rng.normal(size=n)", "method"),
-    ("code", "work", "rng = np.random.default_rng(run.seed)\n{extra}\n"
-     'run.record("C1", gain=draw(rng, shift))\nrun.record("N1", gain=draw(rng, 0.0))\n'
-     'run.record("C2", [0.0] * 5)\nrun.gate("G1", [0.9])', ""),
+    (
+        "code",
+        "setup",
+        'import numpy as np\nfrom layerbook import paper\n\nrun = paper.start("{slug}", globals())',
+        "",
+    ),
+    (
+        "code",
+        "method",
+        "def draw(rng, shift, n=8):\n    return shift + 0.2 * rng.normal(size=n)",
+        "method",
+    ),
+    (
+        "code",
+        "work",
+        "rng = np.random.default_rng(run.seed)\n{extra}\n"
+        'run.record("C1", gain=draw(rng, shift))\nrun.record("N1", gain=draw(rng, 0.0))\n'
+        'run.record("C2", [0.0] * 5)\nrun.gate("G1", [0.9])',
+        "",
+    ),
     ("code", "fact", 'run.fact("one is one", True)', "nbval-check-output"),
     ("code", "end", "run.finish()", ""),
 ]
@@ -73,18 +90,26 @@ def house(root: Path, source: Path) -> None:
     for name in FOLDERS:
         (root / name).mkdir()
     (root / "book").mkdir()
-    (root / "book" / "references.bib").write_text("@misc{test2024,\n  title = {A paper for tests}\n}\n", encoding="utf-8")
+    (root / "book" / "references.bib").write_text(
+        "@misc{test2024,\n  title = {A paper for tests}\n}\n", encoding="utf-8"
+    )
 
 
 def write(root: Path, slug: str, card: str = CARD, extra: str = "pass") -> None:
-    """Write card and notebook of a paper into the checkout `root`; `extra` goes into its working cell."""
+    """Write card and notebook of a paper into the checkout `root`; `extra` goes into its working
+    cell.
+    """
     (root / "notebooks" / f"{slug}.yaml").write_text(card.format(slug=slug), encoding="utf-8")
     cells = []
     for kind, name, source, tag in CELLS:
-        cell = (new_code_cell if kind == "code" else new_markdown_cell)(source.replace("{slug}", slug).replace("{extra}", extra))
+        cell = (new_code_cell if kind == "code" else new_markdown_cell)(
+            source.replace("{slug}", slug).replace("{extra}", extra)
+        )
         cell["id"] = name
         if tag:
             cell["metadata"]["tags"] = [tag]
         cells.append(cell)
     metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    nbformat.write(new_notebook(cells=cells, metadata=metadata), root / "notebooks" / f"{slug}.ipynb")
+    nbformat.write(
+        new_notebook(cells=cells, metadata=metadata), root / "notebooks" / f"{slug}.ipynb"
+    )

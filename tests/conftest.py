@@ -1,4 +1,6 @@
-"""A small house to test the machinery in: its own root with two tiny papers, nothing shared with the real one."""
+"""A small house to test the machinery in: its own root with two tiny papers, nothing shared with
+the real one.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +33,24 @@ class House:
 
     def record(self, slug: str = "toy", tier: str = "cpu") -> dict:
         """The stored record."""
-        return json.loads((self.root / "results" / tier / f"{slug}.json").read_text(encoding="utf-8"))
+        return json.loads(
+            (self.root / "results" / tier / f"{slug}.json").read_text(encoding="utf-8")
+        )
 
     def results(self) -> dict[str, bytes]:
         """Every file under results/, by its path."""
         folder = self.root / "results"
-        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+        return {
+            str(p.relative_to(folder)): p.read_bytes()
+            for p in sorted(folder.rglob("*"))
+            if p.is_file()
+        }
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave a draft's test file out, unless the command names it: it is red until the draft is filled in."""
+    """Leave a draft's test file out, unless the command names it: it is red until the draft is
+    filled in.
+    """
     if collection_path.parent.name != "papers" or not collection_path.name.startswith("test_"):
         return None
     named = {Path(argument.split("::")[0]).name for argument in config.invocation_params.args}
@@ -51,7 +61,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name the drafts whose tests are left out."""
     if names := cards.drafts(ROOT / "notebooks"):
-        terminalreporter.write_line(f"tests of {len(names)} draft{'s' * (len(names) > 1)} left out: {', '.join(names)}")
+        terminalreporter.write_line(
+            f"tests of {len(names)} draft{'s' * (len(names) > 1)} left out: {', '.join(names)}"
+        )
 
 
 @pytest.fixture
@@ -60,8 +72,15 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     toy.house(tmp_path, paths.ROOT)
     monkeypatch.setenv(paths.VARIABLE, str(tmp_path))
     monkeypatch.setenv("LAYERBOOK_TIER", "")
-    for name, folder in {"ROOT": "", "DATA": "data", "PREPARED": "build/prepared", "NOTEBOOKS": "notebooks",
-                         "RESULTS": "results", "BOOK": "book", "MODELS": "results/models"}.items():
+    for name, folder in {
+        "ROOT": "",
+        "DATA": "data",
+        "PREPARED": "build/prepared",
+        "NOTEBOOKS": "notebooks",
+        "RESULTS": "results",
+        "BOOK": "book",
+        "MODELS": "results/models",
+    }.items():
         monkeypatch.setattr(paths, name, tmp_path / folder)
     made = House(tmp_path)
     made.paper()
@@ -71,8 +90,12 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
 @pytest.fixture
 def shell() -> Callable[..., subprocess.CompletedProcess]:
     """Run a command in a folder and capture what it prints."""
+
     def run(*command: str, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess:
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False, **kwargs)
+        return subprocess.run(
+            command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False, **kwargs
+        )
+
     return run
 
 
@@ -89,19 +112,27 @@ def threads() -> Iterator[None]:
 
 @pytest.fixture
 def trained_twice(tmp_path, monkeypatch, capsys, threads):
-    """Runs a network's command twice with a tiny recipe of two seeds, which must fail its gate; gives the folder and its card."""
+    """Runs a network's command twice with a tiny recipe of two seeds, which must fail its gate;
+    gives the folder and its card.
+    """
     import torch
 
     def run(module, tiny):
         make = module.make
-        monkeypatch.setattr(module, "make", lambda recipe, folder: make(recipe, folder, processes=1))
+        monkeypatch.setattr(
+            module, "make", lambda recipe, folder: make(recipe, folder, processes=1)
+        )
         monkeypatch.setattr(module, "Recipe", lambda **kw: type(tiny)(**{**vars(tiny), **kw}))
         for name in "ab":
-            assert module.main([str(tmp_path / name), "--steps", "2", "--seed", "7"]) == 1  # two steps do not pass the gate
+            assert (
+                module.main([str(tmp_path / name), "--steps", "2", "--seed", "7"]) == 1
+            )  # two steps do not pass the gate
             torch.set_num_threads(2)  # training set it to one, in this process
         assert "nothing may be concluded" in capsys.readouterr().err
         for file in ("card.json", "seed7/model.safetensors", "seed8/model.safetensors"):
-            assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+            assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), (
+                file
+            )
         card = json.loads((tmp_path / "a" / "card.json").read_text(encoding="utf-8"))
         assert not card["gate"]["passed"] and list(card["held_out"]) == ["7", "8"]
         return tmp_path / "a", card

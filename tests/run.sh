@@ -7,7 +7,7 @@ eval "$(python -m layerbook.pipeline.folders)"  # kernels need some to write to;
 export MPLCONFIGDIR="$PWD/build/matplotlib"  # there may be no home folder to write to
 step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
 
-step "style"; ruff check .
+step "style"; ruff check . && ruff format --check . && lint-imports --no-cache
 step "conventions"; layerbook check
 step "freshness of the evidence"; layerbook fresh
 step "data, networks, results and pages as recorded"

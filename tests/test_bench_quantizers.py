@@ -1,4 +1,6 @@
-"""The quantizers' benchmark at a tiny size: that both sides of each row compute the same thing, and in turns."""
+"""The quantizers' benchmark at a tiny size: that both sides of each row compute the same thing, and
+in turns.
+"""
 
 import torch
 
@@ -9,15 +11,25 @@ from layerbook.quantize import gptq
 def test_rows_name_a_library_and_an_aim(monkeypatch):
     def once(plain, ours, *_):
         a, b = plain(), ours()
-        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):  # the same numbers, but for halves that fall either way
-            assert a.numel() == b.numel() and ((a.flatten() - b.flatten()).abs() > 1e-4).double().mean() < 0.05
+        if isinstance(a, torch.Tensor) and isinstance(
+            b, torch.Tensor
+        ):  # the same numbers, but for halves that fall either way
+            assert (
+                a.numel() == b.numel()
+                and ((a.flatten() - b.flatten()).abs() > 1e-4).double().mean() < 0.05
+            )
         return 2.0, 1.0
 
     monkeypatch.setattr(quantizing, "SHAPE", (800, 64))
     monkeypatch.setattr(quantizing, "in_turns", once)
     rows = list(machinery.PARTS["quantizers"]())
-    assert len(rows) == 6 and all(r["ratio"] == 2 and r["goal"] == 1 and r["met"] and r["note"] for r in rows)
-    assert [r["baseline"].split(".")[0].split(" ")[0] for r in rows] == ["torch"] * 4 + ["scikit-learn", "its"]
+    assert len(rows) == 6 and all(
+        r["ratio"] == 2 and r["goal"] == 1 and r["met"] and r["note"] for r in rows
+    )
+    assert [r["baseline"].split(".")[0].split(" ")[0] for r in rows] == ["torch"] * 4 + [
+        "scikit-learn",
+        "its",
+    ]
 
 
 def test_both_take_turns_after_a_warm_up():

@@ -18,7 +18,9 @@ def solved(w, h, g=None):
     return gptq.solve(w, h, group=g or billm.width(w.shape[1]), rounding=billm.rounding(h))
 
 
-@pytest.mark.parametrize(("n", "width"), [(576, 96), (1536, 128), (64, 64), (97, 97), (131, 1), (160, 80)])
+@pytest.mark.parametrize(
+    ("n", "width"), [(576, 96), (1536, 128), (64, 64), (97, 97), (131, 1), (160, 80)]
+)
 def test_blocks_of_columns_divide_the_width(n, width):
     assert billm.width(n) == width
 
@@ -39,7 +41,9 @@ def test_the_salient_columns_are_those_whose_loss_would_cost_most():
     assert sorted(found.nonzero()[:, 0].tolist()) == sorted(by_hand)
     w[:, 5] *= 30
     new = solved(w, torch.eye(32))
-    assert float((new - w)[:, 5].norm() / w[:, 5].norm()) < 0.5  # two signs; one alone leaves 0.6 of a normal column
+    assert (
+        float((new - w)[:, 5].norm() / w[:, 5].norm()) < 0.5
+    )  # two signs; one alone leaves 0.6 of a normal column
 
 
 def test_the_break_point_is_the_best_of_nine_by_brute_force():
@@ -47,7 +51,10 @@ def test_the_break_point_is_the_best_of_nine_by_brute_force():
     rest, error = w[:, 3:], []
     for share in np.linspace(0.1, 0.9, 9):
         large = rest.abs() > share * rest.abs().max()
-        sizes = [(rest.abs() * part).sum(1, keepdim=True) / part.sum(1, keepdim=True).clamp(min=1) for part in (large, ~large)]
+        sizes = [
+            (rest.abs() * part).sum(1, keepdim=True) / part.sum(1, keepdim=True).clamp(min=1)
+            for part in (large, ~large)
+        ]
         error.append(float((rest - torch.where(large, *sizes) * rest.sign()).square().sum()))
     found = billm.split(w, strong)[:, 3:]
     assert float((rest - found * rest.sign()).square().sum()) == pytest.approx(min(error), rel=1e-5)
@@ -81,7 +88,9 @@ def by_hand(w: np.ndarray, h: np.ndarray, share: float = 0.1) -> np.ndarray:
     for point in np.linspace(0.1, 0.9, 9) * abs(rest).max():
         made = np.zeros_like(rest)
         for mask in (abs(rest) > point, abs(rest) <= point):
-            size = (abs(rest) * mask).sum(1, keepdims=True) / np.maximum(mask.sum(1, keepdims=True), 1)
+            size = (abs(rest) * mask).sum(1, keepdims=True) / np.maximum(
+                mask.sum(1, keepdims=True), 1
+            )
             made += mask * size * sign(rest)
         if ((rest - made) ** 2).sum() < best[0]:
             best = ((rest - made) ** 2).sum(), made
@@ -95,7 +104,9 @@ def weight(out: int = 24, n: int = 64, seed: int = 0) -> torch.Tensor:
 
 def test_billm_equals_its_definition_where_no_error_is_passed_on():
     w = weight()
-    h = torch.diag(torch.rand(64, generator=torch.Generator().manual_seed(1)) + 0.5)  # inputs without correlation
+    h = torch.diag(
+        torch.rand(64, generator=torch.Generator().manual_seed(1)) + 0.5
+    )  # inputs without correlation
     want = by_hand(w.double().numpy(), h.double().numpy())
     np.testing.assert_allclose(gptq.solve(w, h, rounding=billm.rounding(h)), want, atol=1e-5)
 
@@ -108,7 +119,9 @@ def test_billm_keeps_outputs_closer_than_its_parts_do():
     plain = q.binary(w, axis=0)[0]
     errors = [gptq.quadratic(w, other, h) for other in (ours, unpassed, plain)]
     assert errors[0] < errors[1] < errors[2]
-    assert all(len(row.unique()) <= 8 for row in ours)  # four for salient columns, two times two for the others
+    assert all(
+        len(row.unique()) <= 8 for row in ours
+    )  # four for salient columns, two times two for the others
 
 
 def test_salient_columns_weigh_the_hessian():

@@ -1,4 +1,6 @@
-"""The built book: every page is there, its tables equal the records, and it loads nothing from elsewhere."""
+"""The built book: every page is there, its tables equal the records, and it loads nothing from
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from layerbook import paths
-from layerbook.pages import build, lists, markup, paper_page, papers as report_data
+from layerbook.pages import build, lists, markup, paper_page
+from layerbook.pages import papers as report_data
 
 PAGES = {
     "index": "run instead of only read",
@@ -45,17 +48,24 @@ class Page(HTMLParser):
         self.ids: set[str] = set()
         self.images: list[dict[str, str | None]] = []
         self.prose: list[str] = []
-        self._hidden: list[str] = []  # open elements whose text is no prose: code, scripts, equations
+        self._hidden: list[
+            str
+        ] = []  # open elements whose text is no prose: code, scripts, equations
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
-        no_prose = tag in ("pre", "code", "script", "style") or "math" in (values.get("class") or "").split()
+        no_prose = (
+            tag in ("pre", "code", "script", "style")
+            or "math" in (values.get("class") or "").split()
+        )
         if no_prose or (self._hidden and tag == self._hidden[0]):
             self._hidden.append(tag)
         if values.get("id"):
             self.ids.add(str(values["id"]))
-        if tag in ("script", "img", "iframe", "source", "video", "audio", "embed") and values.get("src"):
+        if tag in ("script", "img", "iframe", "source", "video", "audio", "embed") and values.get(
+            "src"
+        ):
             self.loads.append(str(values["src"]))
         if tag == "link" and values.get("rel") not in (
             "next",
@@ -107,10 +117,14 @@ def pages(html: Path) -> dict[str, Page]:
 def test_each_page_is_there_and_says_what_it_should(html: Path, name: str) -> None:
     text = (html / f"{name}.html").read_text(encoding="utf-8")
     assert len(text) > 5000
-    assert PAGES[name] in unescape(re.sub(r"<[^>]+>", "", text)), f"{name} does not hold {PAGES[name]!r}"
+    assert PAGES[name] in unescape(re.sub(r"<[^>]+>", "", text)), (
+        f"{name} does not hold {PAGES[name]!r}"
+    )
 
 
-def test_each_paper_has_its_page_with_verdicts_and_foot(html: Path, papers: list[report_data.Paper]) -> None:
+def test_each_paper_has_its_page_with_verdicts_and_foot(
+    html: Path, papers: list[report_data.Paper]
+) -> None:
     for paper in papers:
         for tier, record in paper.records.items():
             name = paper.slug if tier == paper.main else f"{paper.slug}-{tier}"
@@ -141,24 +155,40 @@ def test_every_internal_link_leads_somewhere(html: Path, pages: dict[str, Page])
                 dead.append(f"{name} -> {link}")
                 continue
             key = target.resolve().relative_to(html.resolve()).as_posix()
-            if parts.fragment and key in pages and unquote(parts.fragment) not in pages[key].ids | {"top"}:
+            if (
+                parts.fragment
+                and key in pages
+                and unquote(parts.fragment) not in pages[key].ids | {"top"}
+            ):
                 dead.append(f"{name} -> {link}")
     assert not dead, "\n".join(dead[:20])
 
 
 def test_every_figure_has_a_text_alternative(pages: dict[str, Page]) -> None:
-    bare = {f"{n}: {i.get('src')}" for n, p in pages.items() for i in p.images if len((i.get("alt") or "").split()) < 3}
+    bare = {
+        f"{n}: {i.get('src')}"
+        for n, p in pages.items()
+        for i in p.images
+        if len((i.get("alt") or "").split()) < 3
+    }
     assert not bare
 
 
 def test_no_equation_is_left_as_source(pages: dict[str, Page]) -> None:
-    raw = [f"{n}: {t.strip()[:80]}" for n, p in pages.items() for t in p.prose if re.search(r"\$\$|\\[a-zA-Z]+[{_^]", t)]
+    raw = [
+        f"{n}: {t.strip()[:80]}"
+        for n, p in pages.items()
+        for t in p.prose
+        if re.search(r"\$\$|\\[a-zA-Z]+[{_^]", t)
+    ]
     assert not raw, "\n".join(raw[:20])
 
 
 def test_the_scoreboard_equals_the_records(html: Path, papers: list[report_data.Paper]) -> None:
     text = (html / "scoreboard.html").read_text(encoding="utf-8")
-    rows = dict(re.findall(r'<tr class="lb-row" data-key="([^"]+)"(.*?)</tr>', text, flags=re.DOTALL))
+    rows = dict(
+        re.findall(r'<tr class="lb-row" data-key="([^"]+)"(.*?)</tr>', text, flags=re.DOTALL)
+    )
     claims = {f"{p.slug}-{c['id']}": c for p in papers for c in p.claims()}
     assert set(rows) == set(claims)
     for key, claim in claims.items():
@@ -172,7 +202,10 @@ def test_the_front_page_counts_the_records(html: Path, papers: list[report_data.
     text = (html / "index.html").read_text(encoding="utf-8")
     verdicts = [c["verdict"] for p in papers for c in p.claims() if c["kind"] in report_data.PROPER]
     for verdict in markup.VERDICTS:
-        assert f'verdict={markup.css(verdict)}&amp;kind={lists.CLAIMS}"><b>{verdicts.count(verdict)}</b>' in text
+        assert (
+            f'verdict={markup.css(verdict)}&amp;kind={lists.CLAIMS}"><b>{verdicts.count(verdict)}</b>'
+            in text
+        )
     assert text.count('class="lb-square ') == len(verdicts) + len(markup.VERDICTS)
 
 
@@ -181,7 +214,11 @@ def test_what_did_not_hold_is_on_the_shelf(html: Path, papers: list[report_data.
     shelved = set(re.findall(r'class="lb-shelf" id="([^"]+)"', text))
     claims = {f"{p.slug}-{c['id']}": c for p in papers for c in p.claims()}
     assert shelved == {key for key, c in claims.items() if lists.shelf_place(c)}
-    assert shelved >= {key for key, c in claims.items() if c["verdict"] == "not reproduced" and c["kind"] != "control"}
+    assert shelved >= {
+        key
+        for key, c in claims.items()
+        if c["verdict"] == "not reproduced" and c["kind"] != "control"
+    }
 
 
 def test_a_claim_that_failed_says_why(papers: list[report_data.Paper]) -> None:
@@ -198,7 +235,9 @@ def test_a_claim_that_failed_says_why(papers: list[report_data.Paper]) -> None:
 def test_discussions_talk_about_registered_claims(papers: list[report_data.Paper]) -> None:
     known = {p.slug: {c["id"] for c in p.card["claims"]} for p in papers}
     for p in papers:
-        assert set(p.discussion) <= known[p.slug], f"book/discussion/{p.slug}.yaml names a claim that its card lacks"
+        assert set(p.discussion) <= known[p.slug], (
+            f"book/discussion/{p.slug}.yaml names a claim that its card lacks"
+        )
 
 
 def test_the_gallery_shows_every_paper(html: Path, papers: list[report_data.Paper]) -> None:
@@ -211,7 +250,9 @@ def test_the_gallery_shows_every_paper(html: Path, papers: list[report_data.Pape
 def test_every_paper_is_in_the_bibliography(html: Path, papers: list[report_data.Paper]) -> None:
     text = (html / "bibliography.html").read_text(encoding="utf-8")
     for paper in papers:
-        assert paper_page.bibtex(paths.ROOT, paper.card["cite"]), f"book/references.bib lacks {paper.card['cite']}"
+        assert paper_page.bibtex(paths.ROOT, paper.card["cite"]), (
+            f"book/references.bib lacks {paper.card['cite']}"
+        )
     assert text.count('class="citation"') >= len(papers)
 
 

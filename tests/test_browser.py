@@ -1,4 +1,6 @@
-"""The built book in a browser, served on loopback: no error, no request elsewhere, filters, phone, dark, axe."""
+"""The built book in a browser, served on loopback: no error, no request elsewhere, filters, phone,
+dark, axe.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from typing import Any
 import pytest
 
 from layerbook import paths
-from layerbook.pages import build, markup, papers as report_data
+from layerbook.pages import build, markup
+from layerbook.pages import papers as report_data
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 AXE = paths.DATA / "web" / "axe-core" / "axe.min.js"
@@ -23,7 +26,9 @@ WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 # rule -> the theme's element that breaks it; its icon font counts as a text that the label lacks
 THEME_FAULTS = {"label-content-name-mismatch": ".theme-switch-button"}
 
-pytestmark = pytest.mark.skipif(not Path(CHROMIUM).is_file(), reason="chromium is not installed (apt install chromium)")
+pytestmark = pytest.mark.skipif(
+    not Path(CHROMIUM).is_file(), reason="chromium is not installed (apt install chromium)"
+)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -41,7 +46,9 @@ def site() -> Iterator[str]:
         html = build.build_book()
     except build.BookError as error:
         pytest.fail(str(error), pytrace=False)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(html)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(html))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -78,8 +85,14 @@ def visit(contexts: Any, site: str) -> Iterator[Any]:
         page.on("console", lambda m: page.faults.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda e: page.faults.append(str(e)))
         page.on("requestfailed", lambda r: page.faults.append(f"failed: {r.url}"))
-        page.on("response", lambda r: page.faults.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
-        page.on("request", lambda r: None if r.url.startswith((site, "data:")) else page.faults.append(r.url))
+        page.on(
+            "response",
+            lambda r: page.faults.append(f"{r.status}: {r.url}") if r.status >= 400 else None,
+        )
+        page.on(
+            "request",
+            lambda r: None if r.url.startswith((site, "data:")) else page.faults.append(r.url),
+        )
         page.goto(f"{site}/{name}", wait_until="load")
         return page
 
@@ -94,7 +107,9 @@ def paper_pages() -> list[str]:
 
 FIXED = ["index.html", "gallery.html", "scoreboard.html", "shelf.html", "guide/claims.html", "assets.html", "reference.html",
          "glossary.html", "bibliography.html", "404.html"]  # fmt: skip
-PAPER = paper_pages()[:1]  # every paper's page is made by the same code; their content is checked in test_book
+PAPER = paper_pages()[
+    :1
+]  # every paper's page is made by the same code; their content is checked in test_book
 
 
 @pytest.mark.parametrize("name", FIXED + paper_pages())
@@ -173,8 +188,12 @@ def test_the_gallery_filters_by_family(visit: Any) -> None:
     family = papers[0].card["family"]
     page = visit("gallery.html")
     page.select_option("[data-filter=family]", label=family)
-    assert page.locator(".lb-item:not(.lb-hidden)").count() == sum(p.card["family"] == family for p in papers)
-    assert page.locator(".lb-item img").evaluate_all("images => images.every(i => i.naturalWidth > 0)")
+    assert page.locator(".lb-item:not(.lb-hidden)").count() == sum(
+        p.card["family"] == family for p in papers
+    )
+    assert page.locator(".lb-item img").evaluate_all(
+        "images => images.every(i => i.naturalWidth > 0)"
+    )
 
 
 def test_hovering_a_term_shows_its_definition(visit: Any) -> None:
@@ -187,7 +206,14 @@ def test_hovering_a_term_shows_its_definition(visit: Any) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(
     "name",
-    ["index.html", "gallery.html", "scoreboard.html?kind=equivalence", "shelf.html", "guide/claims.html", *PAPER],
+    [
+        "index.html",
+        "gallery.html",
+        "scoreboard.html?kind=equivalence",
+        "shelf.html",
+        "guide/claims.html",
+        *PAPER,
+    ],
 )
 def test_axe_finds_nothing_serious(visit: Any, name: str, scheme: str) -> None:
     """Contrast, names, roles and order; the theme's own faults are listed above."""
@@ -207,4 +233,6 @@ def test_axe_finds_nothing_serious(visit: Any, name: str, scheme: str) -> None:
 def is_theme(page: Any, rule: str, target: list[str]) -> bool:
     """True for an element that the theme makes and a fault that is listed as its own."""
     selector = THEME_FAULTS.get(rule)
-    return bool(selector) and page.evaluate("([t, s]) => !!document.querySelector(t)?.closest(s)", [target[0], selector])
+    return bool(selector) and page.evaluate(
+        "([t, s]) => !!document.querySelector(t)?.closest(s)", [target[0], selector]
+    )

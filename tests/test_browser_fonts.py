@@ -16,7 +16,9 @@ from test_browser import ARGS, CHROMIUM, site  # noqa: F401 - `site` is a fixtur
 from layerbook import paths
 from layerbook.pages import build
 
-pytestmark = pytest.mark.skipif(not Path(CHROMIUM).is_file(), reason="chromium is not installed (apt install chromium)")
+pytestmark = pytest.mark.skipif(
+    not Path(CHROMIUM).is_file(), reason="chromium is not installed (apt install chromium)"
+)
 
 WIDTHS = (1280, 390)
 DEJAVU = Path("/usr/share/fonts/truetype/dejavu")
@@ -69,18 +71,25 @@ def fontconfig(folder: Path, fonts: Path) -> str:
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """Two browsers: one where DejaVu alone is installed, one with a narrow serif alone.
 
-    Chromium itself ends on the first page where fontconfig knows no font at all, whatever the page holds.
+    Chromium itself ends on the first page where fontconfig knows no font at all, whatever the page
+    holds.
     """
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     folder = tmp_path_factory.mktemp("fonts")
     (folder / "serif").mkdir()
-    shutil.copy(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "STIXGeneral.ttf", folder / "serif")
+    shutil.copy(
+        Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "STIXGeneral.ttf", folder / "serif"
+    )
     choices = {"dejavu": DEJAVU, "serif": folder / "serif"}
     with sync_api.sync_playwright() as play:
         browsers = {}
         for name, fonts in choices.items():
-            environment = os.environ | {"FONTCONFIG_FILE": fontconfig(folder / f"{name}-config", fonts)}
-            browsers[name] = play.chromium.launch(executable_path=CHROMIUM, args=ARGS, env=environment)
+            environment = os.environ | {
+                "FONTCONFIG_FILE": fontconfig(folder / f"{name}-config", fonts)
+            }
+            browsers[name] = play.chromium.launch(
+                executable_path=CHROMIUM, args=ARGS, env=environment
+            )
         yield browsers
         for browser in browsers.values():
             browser.close()
@@ -89,7 +98,9 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
 def pages() -> list[str]:
     """The address of every page, generated ones included."""
     html = build.build_book()
-    return sorted(p.relative_to(html).as_posix() for p in html.rglob("*.html") if "_static" not in p.parts)
+    return sorted(
+        p.relative_to(html).as_posix() for p in html.rglob("*.html") if "_static" not in p.parts
+    )
 
 
 @pytest.mark.timeout(900)  # every page, in two browsers, at two widths
@@ -119,17 +130,25 @@ def test_every_page_fits_and_is_the_same_whatever_is_installed(machines: Any, si
                     wide.append(f"{page}: {across} px of {width}, installed: {name}")
         for key, widths in seen["dejavu"].items():
             if widths != pytest.approx(seen["serif"].get(key), abs=1):
-                differing.append(f"{page}: {key}: {widths[:5]} with DejaVu, {(seen['serif'].get(key) or [])[:5]} with a serif")
+                differing.append(
+                    f"{page}: {key}: {widths[:5]} with DejaVu, {(seen['serif'].get(key) or [])[:5]} with a serif"
+                )
     assert not wide, "\n".join(wide)
     assert not differing, "\n".join(differing[:10])
     assert not elsewhere
-    assert any("/vendor/fonts/ibm-plex-sans-latin" in f for f in fonts) and any("dejavu-sans" in f for f in fonts)
+    assert any("/vendor/fonts/ibm-plex-sans-latin" in f for f in fonts) and any(
+        "dejavu-sans" in f for f in fonts
+    )
 
 
 def test_every_character_is_drawn_by_a_font_of_the_site(machines: Any, site: str) -> None:  # noqa: F811
-    """Asked of the browser itself, where DejaVu is installed: text that falls back to it would look like the site's own."""
+    """Asked of the browser itself, where DejaVu is installed: text that falls back to it would look
+    like the site's own.
+    """
     tab = machines["dejavu"].new_context().new_page()
-    tab.route("**/*.js", lambda route: route.abort())  # the text as written; scripts add none of their own
+    tab.route(
+        "**/*.js", lambda route: route.abort()
+    )  # the text as written; scripts add none of their own
     styles: dict[str, set[str]] = {}
     for page in pages():
         tab.goto(f"{site}/{page}", wait_until="domcontentloaded")
@@ -147,7 +166,9 @@ def test_every_character_is_drawn_by_a_font_of_the_site(machines: Any, site: str
 
 
 def foreign(tab: Any, talk: Any, style: str, characters: str) -> list[str]:
-    """The installed fonts that the browser takes for these characters in this style; [] when all are the site's."""
+    """The installed fonts that the browser takes for these characters in this style; [] when all
+    are the site's.
+    """
     tab.evaluate(
         """async ([style, text]) => {
             document.body.replaceChildren();
@@ -164,7 +185,11 @@ def foreign(tab: Any, talk: Any, style: str, characters: str) -> list[str]:
     root = talk.send("DOM.getDocument")["root"]["nodeId"]
     node = talk.send("DOM.querySelector", {"nodeId": root, "selector": "#probe"})["nodeId"]
     used = talk.send("CSS.getPlatformFontsForNode", {"nodeId": node})["fonts"]
-    return [f"{f['familyName']}: {f['glyphCount']:.0f} of {characters!r} in {style}" for f in used if not f["isCustomFont"]]
+    return [
+        f"{f['familyName']}: {f['glyphCount']:.0f} of {characters!r} in {style}"
+        for f in used
+        if not f["isCustomFont"]
+    ]
 
 
 def test_fonts_come_from_the_site_with_their_licences() -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from layerbook.claims import cards
 from bench.toy import CARD
+from layerbook.claims import cards
 
 
 def refused(house, old: str, new: str) -> str:
@@ -20,31 +20,40 @@ def line_of(text: str) -> int:
 
 def test_a_good_card_loads(house):
     assert [c["id"] for c in cards.load("toy")["claims"]] == ["C1", "C2", "N1"]
-    assert cards.registered_arrays(cards.load("toy")) == {"C1": {"gain"}, "C2": {""}, "N1": {"gain"}}
+    assert cards.registered_arrays(cards.load("toy")) == {
+        "C1": {"gain"},
+        "C2": {""},
+        "N1": {"gain"},
+    }
 
 
-@pytest.mark.parametrize(("old", "new", "line", "says"), [
-    ("    twin: N1\n", "", "- id: C1", "twin"),
-    ("twin: N1", "twin: N7", "twin: N1", "N7"),
-    ("{{of: gain, above: 0}}", "{{of: gain, over: 0}}", "of: gain", "over"),
-    ("id: C2", "id: C1", "id: C2", "duplicate id C1"),
-    ("kind: identity", "kind: theorem", "kind: identity", "theorem"),
-    ("    differs: \"nothing\"\n", "", "- id: C1", "differs"),
-    ("requires: [G1]", "requires: [G9]", "requires", "G9"),
-    ("fails: C1", "fails: C2", "fails: C1", "C2"),
-    ("    fails: C1\n", "", "- id: N1", "fails"),
-    ("tier: smoke", "tier: laptop", "tier: smoke", "laptop"),
-    ("family: training", "family: cooking", "family", "cooking"),
-    ("statement: \"One is one.\"", "statement: \"TODO\"", "One is one", "TODO"),
-    ("slug: {slug}", "slug: other", "slug", "other"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "line", "says"),
+    [
+        ("    twin: N1\n", "", "- id: C1", "twin"),
+        ("twin: N1", "twin: N7", "twin: N1", "N7"),
+        ("{{of: gain, above: 0}}", "{{of: gain, over: 0}}", "of: gain", "over"),
+        ("id: C2", "id: C1", "id: C2", "duplicate id C1"),
+        ("kind: identity", "kind: theorem", "kind: identity", "theorem"),
+        ('    differs: "nothing"\n', "", "- id: C1", "differs"),
+        ("requires: [G1]", "requires: [G9]", "requires", "G9"),
+        ("fails: C1", "fails: C2", "fails: C1", "C2"),
+        ("    fails: C1\n", "", "- id: N1", "fails"),
+        ("tier: smoke", "tier: laptop", "tier: smoke", "laptop"),
+        ("family: training", "family: cooking", "family", "cooking"),
+        ('statement: "One is one."', 'statement: "TODO"', "One is one", "TODO"),
+        ("slug: {slug}", "slug: other", "slug", "other"),
+    ],
+)
 def test_faults_are_named_with_their_line(house, old, new, line, says):
     message = refused(house, old, new)
     assert f"toy.yaml:{line_of(line)}:" in message and says in message
 
 
 def test_broken_yaml_names_its_line(house):
-    assert "toy.yaml:4:" in refused(house, 'year: 2024', 'year: "2024').replace("toy.yaml:5:", "toy.yaml:4:")
+    assert "toy.yaml:4:" in refused(house, "year: 2024", 'year: "2024').replace(
+        "toy.yaml:5:", "toy.yaml:4:"
+    )
 
 
 def test_an_unknown_paper_names_the_choices(house):

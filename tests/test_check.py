@@ -23,15 +23,29 @@ def test_the_scaffold_is_red_until_filled_in(house):
         scaffold.new("New Paper")
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda nb: nb.cells[1].update(outputs=[nbformat.v4.new_output("stream", text="hi")]), "holds an output"),
-    (lambda nb: nb.cells[1].update(source='tier = "auto"\nseed = 1 + len("a")\ndevice = "auto"'), "more than literals"),
-    (lambda nb: nb.cells[1].update(source='tier = "auto"\nseed = 1\ndevice = "auto"'), "the card asks for"),
-    (lambda nb: nb.cells[3].update(source="print('side effect')"), "does more than define"),
-    (lambda nb: nb.cells[4].update(source="pass"), "claim C1 is never recorded"),
-    (lambda nb: nb.cells[0].update(source="no title"), "not the title"),
-    (lambda nb: nb.cells[4].update(source='open("/home/me/x")'), "absolute path"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda nb: nb.cells[1].update(outputs=[nbformat.v4.new_output("stream", text="hi")]),
+            "holds an output",
+        ),
+        (
+            lambda nb: nb.cells[1].update(
+                source='tier = "auto"\nseed = 1 + len("a")\ndevice = "auto"'
+            ),
+            "more than literals",
+        ),
+        (
+            lambda nb: nb.cells[1].update(source='tier = "auto"\nseed = 1\ndevice = "auto"'),
+            "the card asks for",
+        ),
+        (lambda nb: nb.cells[3].update(source="print('side effect')"), "does more than define"),
+        (lambda nb: nb.cells[4].update(source="pass"), "claim C1 is never recorded"),
+        (lambda nb: nb.cells[0].update(source="no title"), "not the title"),
+        (lambda nb: nb.cells[4].update(source='open("/home/me/x")'), "absolute path"),
+    ],
+)
 def test_departures_are_named(house, change, says):
     notebook = method.read(house.root / "notebooks/toy.ipynb")
     change(notebook)

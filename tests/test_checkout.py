@@ -1,4 +1,6 @@
-"""A clone holds the very bytes that the evidence names, whatever git is set to do to the ends of lines."""
+"""A clone holds the very bytes that the evidence names, whatever git is set to do to the ends of
+lines.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ ROOT = paths.ROOT
 
 
 def git(*arguments: str, cwd: Path) -> str:
-    return subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, encoding="utf-8", check=True).stdout
+    return subprocess.run(
+        ["git", *arguments], cwd=cwd, capture_output=True, encoding="utf-8", check=True
+    ).stdout
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -24,12 +28,16 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def copy(tmp_path: Path, name: str, *settings: str) -> dict[str, str]:
-    """Commit this checkout's text files (and one network) in a repository, clone it with settings, hash the clone."""
+    """Commit this checkout's text files (and one network) in a repository, clone it with settings,
+    hash the clone.
+    """
     source = tmp_path / "source"
     if not source.is_dir():
         source.mkdir()
         git("init", "-q", cwd=source)
-        listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")[:-1]
+        listed = git(
+            "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT
+        ).split("\0")[:-1]
         networks = [file for file in listed if file.endswith(".safetensors")]
         smallest = min(networks, key=lambda file: (ROOT / file).stat().st_size)
         for file in set(listed) - set(networks) | {smallest}:
@@ -42,11 +50,20 @@ def copy(tmp_path: Path, name: str, *settings: str) -> dict[str, str]:
     return hashes(tmp_path / name)
 
 
-@pytest.mark.parametrize("settings", [["core.autocrlf=true"], ["core.autocrlf=input"], ["core.autocrlf=true", "core.eol=crlf"]])
-def test_a_clone_has_the_same_bytes_whatever_git_does_to_line_ends(tmp_path: Path, settings: list[str]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [["core.autocrlf=true"], ["core.autocrlf=input"], ["core.autocrlf=true", "core.eol=crlf"]],
+)
+def test_a_clone_has_the_same_bytes_whatever_git_does_to_line_ends(
+    tmp_path: Path, settings: list[str]
+) -> None:
     found = copy(tmp_path, "clone", *(part for setting in settings for part in ("-c", setting)))
     assert len(found) > 100
-    assert {file for file, digest in found.items() if digest != hashlib.sha256((ROOT / file).read_bytes()).hexdigest()} == set()
+    assert {
+        file
+        for file, digest in found.items()
+        if digest != hashlib.sha256((ROOT / file).read_bytes()).hexdigest()
+    } == set()
 
 
 def test_binary_files_are_named_as_such() -> None:

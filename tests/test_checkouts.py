@@ -1,4 +1,6 @@
-"""Several checkouts on one machine: each command works in that of the working folder, with the code that lies there."""
+"""Several checkouts on one machine: each command works in that of the working folder, with the code
+that lies there.
+"""
 
 import json
 import os
@@ -23,19 +25,32 @@ def git(folder, *arguments):
 
 
 def surroundings():
-    """This process's environment, with the code of the *first* checkout on the import path, as an editable install has it."""
+    """This process's environment, with the code of the *first* checkout on the import path, as an
+    editable install has it.
+    """
     return {k: v for k, v in os.environ.items() if k not in (paths.VARIABLE, "LAYERBOOK_TIER")}
 
 
 def call(where, installed, *command):
-    return subprocess.run([sys.executable, "-m", *command], cwd=where, capture_output=True, encoding="utf-8", timeout=240, check=False,
-                          env=surroundings() | {"PYTHONPATH": str(installed / "src"), "DVC_NO_ANALYTICS": "1"})
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=where,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=240,
+        check=False,
+        env=surroundings() | {"PYTHONPATH": str(installed / "src"), "DVC_NO_ANALYTICS": "1"},
+    )
 
 
 def make(root):
     """A checkout with one toy paper, its code a copy of this one's, all of it in git."""
     root.mkdir()
-    shutil.copytree(Path(layerbook.__file__).parent, root / "src" / "layerbook", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(layerbook.__file__).parent,
+        root / "src" / "layerbook",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     (root / "pyproject.toml").write_text('[project]\nname = "layerbook"\n', encoding="utf-8")
     (root / "params.yaml").write_text(PARAMS, encoding="utf-8")
     (root / ".gitignore").write_text("/build/\n__pycache__/\n", encoding="utf-8")
@@ -57,16 +72,22 @@ def two(tmp_path):
 
 
 def files(root):
-    return {p.relative_to(root): p.read_bytes() for p in root.rglob("*")
-            if p.is_file() and not {".git", "__pycache__", "build"} & set(p.parts)}
+    return {
+        p.relative_to(root): p.read_bytes()
+        for p in root.rglob("*")
+        if p.is_file() and not {".git", "__pycache__", "build"} & set(p.parts)
+    }
 
 
 def test_each_command_acts_on_the_checkout_of_the_working_folder(two):
     main, other = two
     before = files(main)
     (other / "notebooks" / "toy.yaml").write_text("slug: [", encoding="utf-8")
-    (other / "src" / "layerbook" / "tables.py").write_text((other / "src" / "layerbook" / "tables.py").read_text(encoding="utf-8")
-                                                           + "\n# of the worktree alone\n", encoding="utf-8")
+    (other / "src" / "layerbook" / "tables.py").write_text(
+        (other / "src" / "layerbook" / "tables.py").read_text(encoding="utf-8")
+        + "\n# of the worktree alone\n",
+        encoding="utf-8",
+    )
     found = call(other, main, "layerbook", "check", "toy")
     assert found.returncode == 1 and "toy" in found.stdout + found.stderr, found
     toy.write(other, "toy")
@@ -79,7 +100,9 @@ def test_each_command_acts_on_the_checkout_of_the_working_folder(two):
     ran = call(other, main, "layerbook", "rerun", "toy")
     assert ran.returncode == 0, ran.stderr
     stored = json.loads((other / "results" / "cpu" / "toy.json").read_text(encoding="utf-8"))
-    assert stored["inputs"]["src/layerbook/notebook/tables.py"] == record.sha256(other / "src" / "layerbook" / "tables.py")
+    assert stored["inputs"]["src/layerbook/notebook/tables.py"] == record.sha256(
+        other / "src" / "layerbook" / "tables.py"
+    )
     assert files(main) == before  # nothing at all was touched where the package is installed from
 
 
@@ -87,14 +110,35 @@ def test_the_code_is_that_of_the_working_folder_and_falls_back_to_the_installed_
     main, other = two
     (tmp_path / "elsewhere").mkdir()
     look = "import layerbook; from layerbook import paths; print(layerbook.code_that_runs(), paths.__file__, paths.ROOT)"
-    for where, root in ((main, main), (other, other), (other / "notebooks", other), (tmp_path / "elsewhere", main)):
-        said = subprocess.run([sys.executable, "-c", look], cwd=where, capture_output=True, encoding="utf-8", check=True,
-                              env=surroundings() | {"PYTHONPATH": str(main / "src")}).stdout.split()
-        assert said == [str(root / "src/layerbook"), str(root / "src/layerbook/paths.py"), str(root)], where
+    for where, root in (
+        (main, main),
+        (other, other),
+        (other / "notebooks", other),
+        (tmp_path / "elsewhere", main),
+    ):
+        said = subprocess.run(
+            [sys.executable, "-c", look],
+            cwd=where,
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
+            env=surroundings() | {"PYTHONPATH": str(main / "src")},
+        ).stdout.split()
+        assert said == [
+            str(root / "src/layerbook"),
+            str(root / "src/layerbook/paths.py"),
+            str(root),
+        ], where
     named = call(other, main, "layerbook", "status")
     assert named.returncode == 0 and named.stderr == ""
-    named = subprocess.run([sys.executable, "-m", "layerbook", "status"], cwd=other, capture_output=True, encoding="utf-8", check=False,
-                           env=surroundings() | {"PYTHONPATH": str(main / "src"), paths.VARIABLE: str(main)})
+    named = subprocess.run(
+        [sys.executable, "-m", "layerbook", "status"],
+        cwd=other,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        env=surroundings() | {"PYTHONPATH": str(main / "src"), paths.VARIABLE: str(main)},
+    )
     assert named.returncode == 0 and str(main) in named.stderr and str(other) in named.stderr
     assert f"unset {paths.VARIABLE}" in named.stderr
 
@@ -102,9 +146,21 @@ def test_the_code_is_that_of_the_working_folder_and_falls_back_to_the_installed_
 def test_papermill_runs_a_notebook_from_any_folder(two, tmp_path):
     main, other = two
     for where, root in ((other, other), (tmp_path, main)):
-        out = subprocess.run([sys.executable, "-m", "papermill", str(root / "notebooks/toy.ipynb"), str(tmp_path / "out.ipynb")],
-                             cwd=where, capture_output=True, encoding="utf-8", timeout=240, check=False,
-                             env=surroundings() | {"PYTHONPATH": str(main / "src")})
+        out = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "papermill",
+                str(root / "notebooks/toy.ipynb"),
+                str(tmp_path / "out.ipynb"),
+            ],
+            cwd=where,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=240,
+            check=False,
+            env=surroundings() | {"PYTHONPATH": str(main / "src")},
+        )
         assert out.returncode == 0, out.stderr[-600:]
 
 
@@ -112,8 +168,12 @@ def test_an_experiment_in_a_copy_leaves_the_main_results_alone(two):
     from ruamel.yaml import YAML
 
     main, _ = two
-    stage = {"cmd": f"{sys.executable} -m layerbook rerun toy --tier cpu", "deps": ["notebooks/toy.ipynb"],
-             "params": ["papers.toy"], "outs": [{f"results/cpu/toy.{e}": {"cache": False}} for e in ("ipynb", "json")]}
+    stage = {
+        "cmd": f"{sys.executable} -m layerbook rerun toy --tier cpu",
+        "deps": ["notebooks/toy.ipynb"],
+        "params": ["papers.toy"],
+        "outs": [{f"results/cpu/toy.{e}": {"cache": False}} for e in ("ipynb", "json")],
+    }
     with open(main / "dvc.yaml", "w", encoding="utf-8") as stream:
         YAML().dump({"stages": {"toy": stage}}, stream)
     assert call(main, main, "dvc", "init", "-q").returncode == 0
@@ -122,22 +182,46 @@ def test_an_experiment_in_a_copy_leaves_the_main_results_alone(two):
     git(main, "add", ".")
     git(main, "commit", "-q", "-m", "with results")
     before = files(main / "results")
-    tried = call(main, main, "dvc", "exp", "run", "--temp", "-n", "third", "-S", "papers.toy.seed=3")
+    tried = call(
+        main, main, "dvc", "exp", "run", "--temp", "-n", "third", "-S", "papers.toy.seed=3"
+    )
     assert tried.returncode == 0, tried.stderr
     assert files(main / "results") == before
-    refs = subprocess.run(["git", "for-each-ref", "--format=%(refname)", "refs/exps"], cwd=main, capture_output=True, encoding="utf-8",
-                          check=True).stdout.split()
+    refs = subprocess.run(
+        ["git", "for-each-ref", "--format=%(refname)", "refs/exps"],
+        cwd=main,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    ).stdout.split()
     (name,) = [r for r in refs if r.endswith("/third")]
-    there = subprocess.run(["git", "show", f"{name}:results/cpu/toy.json"], cwd=main, capture_output=True, encoding="utf-8", check=True)
+    there = subprocess.run(
+        ["git", "show", f"{name}:results/cpu/toy.json"],
+        cwd=main,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
     assert json.loads(there.stdout)["parameters"]["seed"] == 3
 
 
 def test_two_checkouts_run_at_once(two):
-    children = [subprocess.Popen([sys.executable, "-m", "layerbook", "rerun", "toy"], cwd=root, stderr=subprocess.PIPE, encoding="utf-8",
-                                 stdout=subprocess.PIPE, env=surroundings() | {"PYTHONPATH": str(two[0] / "src")}) for root in two]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "layerbook", "rerun", "toy"],
+            cwd=root,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            stdout=subprocess.PIPE,
+            env=surroundings() | {"PYTHONPATH": str(two[0] / "src")},
+        )
+        for root in two
+    ]
     for root, child in zip(two, children, strict=True):
         assert child.wait(240) == 0, child.communicate()
-        assert (root / "results/cpu/toy.json").is_file() and not list((root / "build").glob("run-*"))
+        assert (root / "results/cpu/toy.json").is_file() and not list(
+            (root / "build").glob("run-*")
+        )
 
 
 def test_evidence_of_code_from_elsewhere_is_refused_before_anything_runs(house, monkeypatch):
@@ -151,8 +235,15 @@ def test_evidence_of_code_from_elsewhere_is_refused_before_anything_runs(house, 
 def test_a_notebook_that_imports_other_code_stores_nothing(house, tmp_path):
     other = make(tmp_path / "other")
     file = house.root / "notebooks/toy.ipynb"
-    file.write_text(file.read_text(encoding="utf-8").replace("import numpy as np", f"import os; os.environ['LAYERBOOK_ROOT'] = {str(other)!r}"
-                                             "; import numpy as np".replace("'", "\\u0027")), encoding="utf-8")
+    file.write_text(
+        file.read_text(encoding="utf-8").replace(
+            "import numpy as np",
+            f"import os; os.environ['LAYERBOOK_ROOT'] = {str(other)!r}; import numpy as np".replace(
+                "'", "\\u0027"
+            ),
+        ),
+        encoding="utf-8",
+    )
     with pytest.raises(runner.RunError, match="imported layerbook from .*so nothing is stored"):
         runner.run("toy")
     assert house.results() == {}
@@ -163,8 +254,14 @@ SEE = "import os\nfor name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'LAYERBOOK_
 
 @pytest.mark.parametrize("warm", [False, True])
 def test_what_a_shell_holds_does_not_reach_stored_evidence(house, monkeypatch, warm):
-    for name, value in {"LAYERBOOK_TIER": "smoke", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "agg",
-                        "LAYERBOOK_THREADS": "1", "LAYERBOOK_MEASUREMENTS": str(house.root / "stray.json")}.items():
+    for name, value in {
+        "LAYERBOOK_TIER": "smoke",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "MPLBACKEND": "agg",
+        "LAYERBOOK_THREADS": "1",
+        "LAYERBOOK_MEASUREMENTS": str(house.root / "stray.json"),
+    }.items():
         monkeypatch.setenv(name, value)
     house.paper(extra=SEE)
     assert runner.run("toy", warm=warm)["tier"] == "cpu"
@@ -175,8 +272,17 @@ def test_what_a_shell_holds_does_not_reach_stored_evidence(house, monkeypatch, w
 def test_another_tier_than_asked_for_stores_nothing(house):
     file = house.root / "notebooks/toy.ipynb"
     text = file.read_text(encoding="utf-8")
-    file.write_text(text.replace("import numpy as np", "import os; os.environ.update(LAYERBOOK_TIER='smoke'); import numpy as np"), encoding="utf-8")
-    with pytest.raises(runner.RunError, match="tier cpu was asked for, but the notebook ran at tier smoke.*toy.ipynb"):
+    file.write_text(
+        text.replace(
+            "import numpy as np",
+            "import os; os.environ.update(LAYERBOOK_TIER='smoke'); import numpy as np",
+        ),
+        encoding="utf-8",
+    )
+    with pytest.raises(
+        runner.RunError,
+        match="tier cpu was asked for, but the notebook ran at tier smoke.*toy.ipynb",
+    ):
         runner.run("toy")
     assert house.results() == {}
 
@@ -205,8 +311,11 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(house):
         folder.mkdir()
         (folder / "measurements.json").write_text("{}", encoding="utf-8")
     (house.root / "results/cpu").mkdir()
-    record_left, other_left, recent = (house.root / "results/cpu" / f".toy.json.{dead.pid}", house.root / f".dvc.yaml.{dead.pid}",
-                                       house.root / f".params.yaml.{dead.pid}")
+    record_left, other_left, recent = (
+        house.root / "results/cpu" / f".toy.json.{dead.pid}",
+        house.root / f".dvc.yaml.{dead.pid}",
+        house.root / f".params.yaml.{dead.pid}",
+    )
     for file in (record_left, other_left, recent):
         file.write_text("{", encoding="utf-8")
     os.utime(other_left, (0, 0))
@@ -223,4 +332,7 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(house):
 
 def test_stages_say_nothing_of_another_root(house):
     """The commands of dvc.yaml name no folder: each copy of the checkout runs them in itself."""
-    assert str(house.root) not in json.dumps(stages.of_paper("toy")) and str(paths.ROOT) not in stages.params()
+    assert (
+        str(house.root) not in json.dumps(stages.of_paper("toy"))
+        and str(paths.ROOT) not in stages.params()
+    )

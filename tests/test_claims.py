@@ -10,21 +10,93 @@ from layerbook.claims import engine, outcomes
 
 GOOD = [0.5, 0.6, 0.55, 0.65, 0.52, 0.58]
 NOISE = [0.1, -0.2, 0.05, -0.1, 0.15, -0.05]
-CARD = {"claims": [
-    {"id": "C1", "kind": "effect", "statement": "s", "paper": "p", "metric": "m", "unit": "seed",
-     "tests": [{"of": "gain", "above": 0}, {"of": "level", "above": 0.4, "null_value": 0}], "smallest": 0.05, "tier": "cpu",
-     "twin": "N1", "rival": "R1", "requires": ["G1"], "differs": "d"},
-    {"id": "C2", "kind": "identity", "statement": "s", "paper": "p", "metric": "m", "unit": "layer",
-     "tests": [{"every": {"below": 1e-3}}], "tier": "smoke"},
-    {"id": "C3", "kind": "equivalence", "statement": "s", "paper": "p", "metric": "m", "unit": "seed",
-     "tests": [{"within": 0.5}], "tier": "cpu"},
-    {"id": "C4", "kind": "effect", "statement": "s", "paper": "p", "metric": "m", "unit": "seed",
-     "tests": [{"above": 0}], "smallest": 0.01, "tier": "gpu", "twin": "N1", "differs": "d"},
-    {"id": "N1", "kind": "control", "statement": "s", "metric": "m", "unit": "seed", "tier": "cpu", "fails": "C1"},
-    {"id": "R1", "kind": "control", "statement": "s", "metric": "m", "unit": "seed", "tier": "cpu", "fails": "C1"}],
-    "gates": [{"id": "G1", "statement": "trained", "metric": "m", "unit": "seed", "test": {"every": {"above": 0.9}}}]}
-MEASURED = {"C1": {"gain": GOOD, "level": GOOD}, "C2": {"": [1e-6] * 4}, "C3": {"": NOISE}, "C4": {"": GOOD},
-            "N1": {"gain": NOISE, "level": NOISE}, "R1": {"gain": NOISE, "level": NOISE}}
+CARD = {
+    "claims": [
+        {
+            "id": "C1",
+            "kind": "effect",
+            "statement": "s",
+            "paper": "p",
+            "metric": "m",
+            "unit": "seed",
+            "tests": [{"of": "gain", "above": 0}, {"of": "level", "above": 0.4, "null_value": 0}],
+            "smallest": 0.05,
+            "tier": "cpu",
+            "twin": "N1",
+            "rival": "R1",
+            "requires": ["G1"],
+            "differs": "d",
+        },
+        {
+            "id": "C2",
+            "kind": "identity",
+            "statement": "s",
+            "paper": "p",
+            "metric": "m",
+            "unit": "layer",
+            "tests": [{"every": {"below": 1e-3}}],
+            "tier": "smoke",
+        },
+        {
+            "id": "C3",
+            "kind": "equivalence",
+            "statement": "s",
+            "paper": "p",
+            "metric": "m",
+            "unit": "seed",
+            "tests": [{"within": 0.5}],
+            "tier": "cpu",
+        },
+        {
+            "id": "C4",
+            "kind": "effect",
+            "statement": "s",
+            "paper": "p",
+            "metric": "m",
+            "unit": "seed",
+            "tests": [{"above": 0}],
+            "smallest": 0.01,
+            "tier": "gpu",
+            "twin": "N1",
+            "differs": "d",
+        },
+        {
+            "id": "N1",
+            "kind": "control",
+            "statement": "s",
+            "metric": "m",
+            "unit": "seed",
+            "tier": "cpu",
+            "fails": "C1",
+        },
+        {
+            "id": "R1",
+            "kind": "control",
+            "statement": "s",
+            "metric": "m",
+            "unit": "seed",
+            "tier": "cpu",
+            "fails": "C1",
+        },
+    ],
+    "gates": [
+        {
+            "id": "G1",
+            "statement": "trained",
+            "metric": "m",
+            "unit": "seed",
+            "test": {"every": {"above": 0.9}},
+        }
+    ],
+}
+MEASURED = {
+    "C1": {"gain": GOOD, "level": GOOD},
+    "C2": {"": [1e-6] * 4},
+    "C3": {"": NOISE},
+    "C4": {"": GOOD},
+    "N1": {"gain": NOISE, "level": NOISE},
+    "R1": {"gain": NOISE, "level": NOISE},
+}
 
 
 def decide(tier="cpu", gates=(0.95, 0.97), dry=False, **changes):
@@ -34,12 +106,18 @@ def decide(tier="cpu", gates=(0.95, 0.97), dry=False, **changes):
             del measured[key]
         else:
             measured[key] = value
-    return {r["id"]: r for r in engine.decide(CARD, measured, {"G1": list(gates)}, tier, dry)["claims"]}
+    return {
+        r["id"]: r for r in engine.decide(CARD, measured, {"G1": list(gates)}, tier, dry)["claims"]
+    }
 
 
 def test_clean_measurements_are_reproduced():
     rows = decide()
-    assert rows["C1"]["verdict"] == "reproduced" and rows["C1"]["interval"][0] > 0 and rows["C1"]["n"] == 6
+    assert (
+        rows["C1"]["verdict"] == "reproduced"
+        and rows["C1"]["interval"][0] > 0
+        and rows["C1"]["n"] == 6
+    )
     assert rows["C1"]["rival"] == {"id": "R1", "passes": False}
     assert [rows[k]["verdict"] for k in ("C2", "C3", "N1", "R1")] == ["reproduced"] * 4
     assert rows["C1"]["also"][0]["outcome"] == "reproduced" and rows["C1"]["p_holm"] <= 0.05
@@ -57,7 +135,9 @@ def test_smoke_decides_identities_only():
 
 
 def test_wrong_side_is_not_reproduced():
-    assert decide(C1={"gain": [-g for g in GOOD], "level": GOOD})["C1"]["verdict"] == "not reproduced"
+    assert (
+        decide(C1={"gain": [-g for g in GOOD], "level": GOOD})["C1"]["verdict"] == "not reproduced"
+    )
 
 
 def test_short_of_the_threshold_is_weaker():
@@ -66,7 +146,12 @@ def test_short_of_the_threshold_is_weaker():
 
 
 def test_smaller_than_the_smallest_of_interest_is_weaker():
-    assert decide(C1={"gain": [0.01, 0.012, 0.011, 0.009, 0.01, 0.011], "level": GOOD})["C1"]["verdict"] == "weaker"
+    assert (
+        decide(C1={"gain": [0.01, 0.012, 0.011, 0.009, 0.01, 0.011], "level": GOOD})["C1"][
+            "verdict"
+        ]
+        == "weaker"
+    )
 
 
 def test_spanning_interval_is_inconclusive():
@@ -107,18 +192,47 @@ def test_a_broken_identity_spares_nobody_a_failure():
 def test_holm_takes_back_a_marginal_effect():
     marginal = [0.30, 0.9, 0.05, 0.7, -0.02, 0.8]  # p about 0.02 alone
     wide = [0.3, -0.4, 0.2, -0.1, 0.4, -0.3]
-    card = {"claims": [dict(CARD["claims"][3], id=f"C{k}", tier="cpu", smallest=1e-6) for k in range(1, 6)]
-            + [dict(CARD["claims"][4], fails="C1")]}
-    measured = {"C1": {"": marginal}, **{f"C{k}": {"": wide} for k in range(2, 6)}, "N1": {"": wide}}
-    alone = engine.decide({"claims": [card["claims"][0], card["claims"][5]]}, measured, {}, "cpu")["claims"][0]
+    card = {
+        "claims": [
+            dict(CARD["claims"][3], id=f"C{k}", tier="cpu", smallest=1e-6) for k in range(1, 6)
+        ]
+        + [dict(CARD["claims"][4], fails="C1")]
+    }
+    measured = {
+        "C1": {"": marginal},
+        **{f"C{k}": {"": wide} for k in range(2, 6)},
+        "N1": {"": wide},
+    }
+    alone = engine.decide({"claims": [card["claims"][0], card["claims"][5]]}, measured, {}, "cpu")[
+        "claims"
+    ][0]
     five = engine.decide(card, measured, {}, "cpu")["claims"][0]
-    assert alone["verdict"] == "reproduced" and five["verdict"] == "inconclusive" and "Holm" in five["reason"]
+    assert (
+        alone["verdict"] == "reproduced"
+        and five["verdict"] == "inconclusive"
+        and "Holm" in five["reason"]
+    )
 
 
-@pytest.mark.parametrize("values", [
-    [1.0] * 6, [0.0] * 6, [0.5, 0.6], [0.7], [], [math.nan] * 6, [0.5, math.nan, 0.6, 0.55, 0.5, 0.6],
-    [math.inf, 0.5, 0.6, 0.5, 0.6, 0.7], [-v for v in GOOD], NOISE], ids=str)
-@pytest.mark.parametrize("test", [{"above": 0}, {"between": [0.4, 0.7]}, {"on": "median", "above": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.0] * 6,
+        [0.0] * 6,
+        [0.5, 0.6],
+        [0.7],
+        [],
+        [math.nan] * 6,
+        [0.5, math.nan, 0.6, 0.55, 0.5, 0.6],
+        [math.inf, 0.5, 0.6, 0.5, 0.6, 0.7],
+        [-v for v in GOOD],
+        NOISE,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "test", [{"above": 0}, {"between": [0.4, 0.7]}, {"on": "median", "above": 0.1}], ids=str
+)
 def test_sabotaged_measurements_are_never_reproduced(values, test):
     assert outcomes.evaluate(test, values).verdict != "reproduced"
 

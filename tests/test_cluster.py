@@ -1,4 +1,6 @@
-"""`layerbook run --slurm` on a real Slurm of one node: jobs that end well, run out of memory, are cancelled, lose their node."""
+"""`layerbook run --slurm` on a real Slurm of one node: jobs that end well, run out of memory, are
+cancelled, lose their node.
+"""
 
 import json
 import os
@@ -34,8 +36,13 @@ def site(house, real, monkeypatch):
 
 
 def start(site):
-    return subprocess.Popen([sys.executable, "-m", "layerbook", "run", "--slurm"], cwd=site.root, encoding="utf-8",
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [sys.executable, "-m", "layerbook", "run", "--slurm"],
+        cwd=site.root,
+        encoding="utf-8",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def finish(process):
@@ -51,7 +58,9 @@ def test_papers_run_as_jobs_and_are_recorded(site):
     site.paper("broken", extra="raise ValueError('out of ideas')")
     process = start(site)
     text = finish(process)
-    assert process.returncode == 1 and "failed: broken: cell" in text and "out of ideas" in text, text
+    assert process.returncode == 1 and "failed: broken: cell" in text and "out of ideas" in text, (
+        text
+    )
     for slug in ("toy", "other"):
         assert record.problems(slug, "cpu") == []
     assert not record.file_of("broken", "cpu").exists() and ledger(site) == {}
@@ -60,7 +69,9 @@ def test_papers_run_as_jobs_and_are_recorded(site):
 
 def test_a_job_killed_for_memory_is_retried_once_with_more(site, real):
     (site.root / "params.yaml").write_text(PARAMS.format(memory=0.9), encoding="utf-8")
-    site.paper(extra="import time; block = np.ones(120_000_000); time.sleep(4); del block")  # 0.96 GB beside the imports
+    site.paper(
+        extra="import time; block = np.ones(120_000_000); time.sleep(4); del block"
+    )  # 0.96 GB beside the imports
     process = start(site)
     text = finish(process)
     assert "retry  toy: killed for memory, now with 2 times it" in text, text
@@ -73,7 +84,9 @@ def test_a_cancelled_job_is_named_and_the_others_are_kept(site, real):
     slurm.wait_for(lambda: real.jobs().get("layerbook-slow") == "RUNNING", 60)
     real.cancel("layerbook-slow")
     text = finish(process)
-    assert process.returncode == 1 and "slow: the job was cancelled; run the same command" in text, text
+    assert (
+        process.returncode == 1 and "slow: the job was cancelled; run the same command" in text
+    ), text
     assert record.problems("toy", "cpu") == [] and not record.file_of("slow", "cpu").exists()
 
 
@@ -101,8 +114,10 @@ def test_a_driver_killed_at_once_finds_what_its_jobs_stored(site, real):
 
 
 def test_a_lost_node_costs_a_second_try(site, real):
-    site.paper(extra="import time, os; from layerbook import paths; mark = paths.ROOT / 'build' / 'first'\n"
-                     "if not mark.exists(): mark.touch(); time.sleep(120)")
+    site.paper(
+        extra="import time, os; from layerbook import paths; mark = paths.ROOT / 'build' / 'first'\n"
+        "if not mark.exists(): mark.touch(); time.sleep(120)"
+    )
     process = start(site)
     slurm.wait_for(lambda: (site.root / "build/first").exists(), 90)
     real.lose_node()

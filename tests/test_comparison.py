@@ -1,4 +1,6 @@
-"""The comparison of the quantization papers: swapped weights, recipes and orders on a tiny random LLaMA, and the page."""
+"""The comparison of the quantization papers: swapped weights, recipes and orders on a tiny random
+LLaMA, and the page.
+"""
 
 import copy
 import json
@@ -10,25 +12,35 @@ import torch
 import transformers as hf
 
 from layerbook.families import comparison, recipes, scores
+from layerbook.layers import transformer as tf
 from layerbook.pages import quantization_page
+from layerbook.pages.papers import BookError
 from layerbook.quantize import gptq, swaps
 from layerbook.quantize import grids as q
-from layerbook.layers import transformer as tf
-from layerbook.pages.papers import BookError
 
 N, VOCAB = 4, 50
 IDS = torch.randint(1, VOCAB, (6, 10), generator=torch.Generator().manual_seed(1))
 PLAN = comparison.Plan(windows=6, tokens=10, levels=(4, 2), counts=(1, 2), orders=4, group=16)
 IMPORTANCE = {"turning": [3.0, 1.0, 2.0, 4.0], "curvature": [1.0, 2.0, 3.0, 4.0]}
-FOUND = [{"slug": "layerwise-quant", "profile": k, "statement": "s", "values": v, "importance": v} for k, v in IMPORTANCE.items()]
+FOUND = [
+    {"slug": "layerwise-quant", "profile": k, "statement": "s", "values": v, "importance": v}
+    for k, v in IMPORTANCE.items()
+]
 
 
 @pytest.fixture
 def net():
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config = hf.LlamaConfig(vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=N, num_attention_heads=4,
-                            num_key_value_heads=2, initializer_range=0.3)
+    config = hf.LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=N,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+    )
     return tf.Stack(hf.LlamaForCausalLM(config).eval().requires_grad_(False))
 
 
@@ -71,7 +83,9 @@ def test_moments_of_maps_that_read_one_input_are_one(net):
     h = net.model.model.layers[0].input_layernorm(net.model.model.embed_tokens(IDS)).flatten(0, 1)
     for name in ("q_proj", "k_proj", "v_proj"):
         torch.testing.assert_close(found[0, f"self_attn.{name}"], h.T @ h, rtol=1e-4, atol=1e-4)
-    alone = gptq.moments(lambda: net.model(IDS), {"down": net.model.model.layers[3].mlp.down_proj})["down"]
+    alone = gptq.moments(lambda: net.model(IDS), {"down": net.model.model.layers[3].mlp.down_proj})[
+        "down"
+    ]
     torch.testing.assert_close(found[3, "mlp.down_proj"], alone, rtol=1e-4, atol=1e-4)
 
 
@@ -106,14 +120,25 @@ def test_the_whole_comparison_and_that_a_reversed_score_takes_the_other_end(net,
     first = found[1]
     expected = text_rise(net, texts[0], first["level"], [1, 2])
     assert first["curves"]["layerwise-quant: turning"][2] == pytest.approx(expected, abs=1e-6)
-    turned = comparison.sweep(net, texts, [{**FOUND[0], "importance": [-v for v in IMPORTANCE["turning"]]}], PLAN)[1]
-    assert turned["curves"]["layerwise-quant: turning"][2] == pytest.approx(text_rise(net, texts[0], 2, [0, 3]), abs=1e-6)
+    turned = comparison.sweep(
+        net, texts, [{**FOUND[0], "importance": [-v for v in IMPORTANCE["turning"]]}], PLAN
+    )[1]
+    assert turned["curves"]["layerwise-quant: turning"][2] == pytest.approx(
+        text_rise(net, texts[0], 2, [0, 3]), abs=1e-6
+    )
     least = np.argsort(first["harm_other"], kind="stable")[:2]
-    assert first["curves"]["measured harm"][2] == pytest.approx(text_rise(net, texts[0], 2, least.tolist()), abs=1e-6)
-    assert set(least) != set(np.argsort(first["harm"])[:2]), "or this test could not tell the two texts apart"
+    assert first["curves"]["measured harm"][2] == pytest.approx(
+        text_rise(net, texts[0], 2, least.tolist()), abs=1e-6
+    )
+    assert set(least) != set(np.argsort(first["harm"])[:2]), (
+        "or this test could not tell the two texts apart"
+    )
     assert first["curves"]["from the front"][1] == pytest.approx(first["harm"][0])
     assert first["bits"][0] == 5.0 and first["bits"][1] == pytest.approx(5 - (5 - 2 - 32 / 16) / N)
-    assert np.isfinite(comparison.plain(found)[0]["harm"]).all() and len(first["curves"]) == 2 + 3 + PLAN.orders
+    assert (
+        np.isfinite(comparison.plain(found)[0]["harm"]).all()
+        and len(first["curves"]) == 2 + 3 + PLAN.orders
+    )
 
 
 def text_rise(net, text, bits, blocks):
@@ -123,11 +148,15 @@ def text_rise(net, text, bits, blocks):
 
 def a_record(folder, slug, profiles, model="smollm2"):
     rows = [{"name": k, "statement": "s", "values": v} for k, v in profiles.items()]
-    (folder / f"{slug}.json").write_text(json.dumps({"parameters": {"model": model}, "profiles": rows}), encoding="utf-8")
+    (folder / f"{slug}.json").write_text(
+        json.dumps({"parameters": {"model": model}, "profiles": rows}), encoding="utf-8"
+    )
 
 
 def test_scores_are_read_from_records_and_turned_so_that_high_is_important(tmp_path, monkeypatch):
-    monkeypatch.setattr(scores, "SCORES", (scores.Score("a", "up"), scores.Score("b", "down", False)))
+    monkeypatch.setattr(
+        scores, "SCORES", (scores.Score("a", "up"), scores.Score("b", "down", False))
+    )
     a_record(tmp_path, "a", {"up": [1, 2]})
     a_record(tmp_path, "b", {"down": [3, 4]})
     found = scores.collect(folder=tmp_path)
@@ -159,22 +188,37 @@ def stored(net, room, tmp_path, monkeypatch):
     """A comparison of the tiny network, and papers with the profiles that it used."""
     texts = (swaps.Text(net, IDS), swaps.Text(net, IDS.flip(1)))
     levels = comparison.sweep(net, texts, FOUND, PLAN)
-    found = {"model": "smollm2", "layers": N, "counts": PLAN.counts, "scores": FOUND, "levels": levels,
-             "recipes": recipes.table(net, texts[0], IDS, FOUND, 16)}
+    found = {
+        "model": "smollm2",
+        "layers": N,
+        "counts": PLAN.counts,
+        "scores": FOUND,
+        "levels": levels,
+        "recipes": recipes.table(net, texts[0], IDS, FOUND, 16),
+    }
     file = tmp_path / quantization_page.FILE
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(comparison.plain(found)), encoding="utf-8")
     rows = [{"name": s["profile"], "statement": "s", "values": s["values"]} for s in FOUND]
-    paper = SimpleNamespace(slug="layerwise-quant", short="Layer-wise", main="cpu",
-                            records={"cpu": {"parameters": {"model": "smollm2"}, "profiles": rows}})
-    monkeypatch.setattr(scores, "SCORES", tuple(scores.Score("layerwise-quant", name) for name in IMPORTANCE))
+    paper = SimpleNamespace(
+        slug="layerwise-quant",
+        short="Layer-wise",
+        main="cpu",
+        records={"cpu": {"parameters": {"model": "smollm2"}, "profiles": rows}},
+    )
+    monkeypatch.setattr(
+        scores, "SCORES", tuple(scores.Score("layerwise-quant", name) for name in IMPORTANCE)
+    )
     return tmp_path, paper
 
 
 def test_the_page_shows_every_recipe_and_every_order(stored):
     root, paper = stored
     parts = quantization_page.fragments(root, [paper])
-    names = [r["name"] for r in json.loads((root / quantization_page.FILE).read_text(encoding="utf-8"))["recipes"]]
+    names = [
+        r["name"]
+        for r in json.loads((root / quantization_page.FILE).read_text(encoding="utf-8"))["recipes"]
+    ]
     assert parts["family-quantization-recipes"].count("lb-mark") == len(names) == 13
     assert all(f". {name}<" in parts["family-quantization-recipes"] for name in names)
     assert "papers/layerwise-quant.html" in parts["family-quantization-recipes"]
@@ -188,14 +232,19 @@ def test_a_comparison_older_than_a_record_is_refused(stored):
     paper.records["cpu"]["profiles"][0]["values"] = [3.0, 1.0, 2.0, 5.0]
     with pytest.raises(BookError, match="dvc repro compare-quantization"):
         quantization_page.fragments(root, [paper])
-    assert "layerwise-quant has no record" in quantization_page.fragments(root, [])["family-quantization-orders"]
+    assert (
+        "layerwise-quant has no record"
+        in quantization_page.fragments(root, [])["family-quantization-orders"]
+    )
     (root / quantization_page.FILE).unlink()
     with pytest.raises(BookError, match="is missing"):
         quantization_page.fragments(root, [paper])
 
 
 def test_the_share_of_random_orders_beaten_counts_larger_areas():
-    level = {"areas": {"x": 1.0, "random 0": 2.0, "random 1": 0.5, "random 2": 1.0, "random 3": 1.5}}
+    level = {
+        "areas": {"x": 1.0, "random 0": 2.0, "random 1": 0.5, "random 2": 1.0, "random 3": 1.5}
+    }
     assert quantization_page.beaten(level, "x") == 0.5
 
 

@@ -1,4 +1,6 @@
-"""The shallow and the deep network: their data, their baselines, and that training them is reproducible."""
+"""The shallow and the deep network: their data, their baselines, and that training them is
+reproducible.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,22 @@ from layerbook.data import loaders
 from layerbook.networks import depthpair
 
 PAIR = paths.MODELS / "depth-pair"
-TINY = depthpair.Recipe(depths=(1, 2), width=16, heads=2, context=8, vocabulary=290, steps=3, batch=4, examined=2)
-LINES = ["In the beginning was the word.", "And the word was here, and the word was there.", "The light shines in the dark."]
+TINY = depthpair.Recipe(
+    depths=(1, 2), width=16, heads=2, context=8, vocabulary=290, steps=3, batch=4, examined=2
+)
+LINES = [
+    "In the beginning was the word.",
+    "And the word was here, and the word was there.",
+    "The light shines in the dark.",
+]
 
 
 @pytest.fixture
 def books() -> dict[str, list[str]]:
     """A small stand-in for the text: every held-out book and one to train on."""
-    return {"Genesis": LINES * 20} | {name: [f"{name} says: {line}" for line in LINES * 4] for name in depthpair.HELD_OUT}
+    return {"Genesis": LINES * 20} | {
+        name: [f"{name} says: {line}" for line in LINES * 4] for name in depthpair.HELD_OUT
+    }
 
 
 def test_held_out_books_are_not_in_the_training_text(books):
@@ -49,35 +59,58 @@ def test_baselines_are_counts():
     ids = [0, 1, 0, 1, 0, 2]
     found = depthpair.baselines(ids, torch.tensor([[0, 1, 0]]), 3)
     assert found["unigram"][0] == pytest.approx(-(math.log(3 / 9) + math.log(4 / 9)) / 2)
-    after_0, after_1 = 0.99 * 2 / 3 + 0.01 * 3 / 9, 0.99 * 1 + 0.01 * 4 / 9  # 1 follows 0 twice in three; 0 always follows 1
+    after_0, after_1 = (
+        0.99 * 2 / 3 + 0.01 * 3 / 9,
+        0.99 * 1 + 0.01 * 4 / 9,
+    )  # 1 follows 0 twice in three; 0 always follows 1
     assert found["bigram"][0] == pytest.approx(-(math.log(after_0) + math.log(after_1)) / 2)
 
 
 def test_both_depths_see_the_same_windows_and_training_is_deterministic(threads, monkeypatch):
     ids, seen = torch.randint(290, (500,), generator=torch.Generator().manual_seed(0)), []
     plain = depthpair.token_nats
-    monkeypatch.setattr(depthpair, "token_nats", lambda model, batch: (seen.append(batch), plain(model, batch))[1])
+    monkeypatch.setattr(
+        depthpair, "token_nats", lambda model, batch: (seen.append(batch), plain(model, batch))[1]
+    )
     runs = [depthpair.train(TINY, layers, ids) for layers in (1, 2, 1)]
     assert all(torch.equal(seen[i], seen[i + TINY.steps]) for i in range(TINY.steps))
     first, again = runs[0][0].state_dict(), runs[2][0].state_dict()
-    assert all(torch.equal(first[k], again[k]) for k in first) and runs[0][1] == runs[2][1] != runs[1][1]
+    assert (
+        all(torch.equal(first[k], again[k]) for k in first)
+        and runs[0][1] == runs[2][1] != runs[1][1]
+    )
     assert not any(p.requires_grad for p in runs[0][0].parameters())
 
 
 def test_token_nats_are_those_of_the_next_token():
-    model, batch = depthpair.build(TINY, 2), torch.randint(290, (3, 8), generator=torch.Generator().manual_seed(1))
+    model, batch = (
+        depthpair.build(TINY, 2),
+        torch.randint(290, (3, 8), generator=torch.Generator().manual_seed(1)),
+    )
     log_p = model(input_ids=batch).logits.log_softmax(-1)
-    assert torch.allclose(depthpair.token_nats(model, batch), -log_p[:, :-1].gather(-1, batch[:, 1:, None])[..., 0], atol=1e-5)
-    assert not torch.equal(depthpair.build(TINY, 2, seed=1).transformer.wte.weight, model.transformer.wte.weight)
+    assert torch.allclose(
+        depthpair.token_nats(model, batch),
+        -log_p[:, :-1].gather(-1, batch[:, 1:, None])[..., 0],
+        atol=1e-5,
+    )
+    assert not torch.equal(
+        depthpair.build(TINY, 2, seed=1).transformer.wte.weight, model.transformer.wte.weight
+    )
 
 
-def test_the_command_writes_two_loadable_networks_and_refuses_poor_ones(tmp_path, books, monkeypatch, capsys, threads):
+def test_the_command_writes_two_loadable_networks_and_refuses_poor_ones(
+    tmp_path, books, monkeypatch, capsys, threads
+):
     monkeypatch.setattr(loaders, "bible", lambda: books)
     monkeypatch.setattr(depthpair, "Recipe", lambda **kw: type(TINY)(**{**vars(TINY), **kw}))
-    assert depthpair.main([str(tmp_path / "a"), "--steps", "2"]) == 1  # two steps do not beat a bigram model
+    assert (
+        depthpair.main([str(tmp_path / "a"), "--steps", "2"]) == 1
+    )  # two steps do not beat a bigram model
     assert "nothing may be concluded" in capsys.readouterr().err
     assert depthpair.main([str(tmp_path / "b"), "--steps", "2"]) == 1
-    written = [sorted(p.relative_to(tmp_path / x) for p in (tmp_path / x).rglob("*.*")) for x in "ab"]
+    written = [
+        sorted(p.relative_to(tmp_path / x) for p in (tmp_path / x).rglob("*.*")) for x in "ab"
+    ]
     assert written[0] == written[1]
     for file in written[0]:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
@@ -86,19 +119,29 @@ def test_the_command_writes_two_loadable_networks_and_refuses_poor_ones(tmp_path
     for name, layers in zip(depthpair.NAMES, TINY.depths):
         model, tokenizer = loaders.causal_lm(tmp_path / "a" / name)
         assert model.config.n_layer == layers and len(tokenizer) == 290
-        assert tokenizer.decode(tokenizer("And the word was here.").input_ids) == "And the word was here."
+        assert (
+            tokenizer.decode(tokenizer("And the word was here.").input_ids)
+            == "And the word was here."
+        )
 
 
 def test_the_shipped_pair_passes_its_gate_and_says_so():
     card = json.loads((PAIR / "card.json").read_text(encoding="utf-8"))
     assert card["gate"]["passed"] and card["gate"]["worst"] >= depthpair.Recipe.gate
-    assert all(max(s["shallow"], s["deep"]) < s["bigram"] < s["unigram"] for s in card["held_out_nats"].values())
+    assert all(
+        max(s["shallow"], s["deep"]) < s["bigram"] < s["unigram"]
+        for s in card["held_out_nats"].values()
+    )
     assert sum(p.stat().st_size for p in PAIR.rglob("*.safetensors")) < 8e6
     models = {}
     for name, layers in zip(depthpair.NAMES, depthpair.Recipe.depths):
         models[name], tokenizer = loaders.causal_lm(PAIR / name)
         assert models[name].config.n_layer == layers
     _, held = depthpair.texts(loaders.bible())
-    batch = depthpair.windows(tokenizer(held["Ruth"]).input_ids, depthpair.Recipe.context, depthpair.Recipe.examined)
+    batch = depthpair.windows(
+        tokenizer(held["Ruth"]).input_ids, depthpair.Recipe.context, depthpair.Recipe.examined
+    )
     for name, model in models.items():
-        assert depthpair.token_nats(model, batch).mean().item() == pytest.approx(card["held_out_nats"]["Ruth"][name], abs=2e-3)
+        assert depthpair.token_nats(model, batch).mean().item() == pytest.approx(
+            card["held_out_nats"]["Ruth"][name], abs=2e-3
+        )

@@ -12,19 +12,34 @@ from layerbook.pipeline import deps, digests, record, verdicts
 CODE = 'def f(x, k=2):\n    """Doubles."""\n    return x * k\n'
 
 
-@pytest.mark.parametrize("same", [
-    'def f(x, k=2):\n    """Twice as much."""\n    return x * k\n', "def f(x, k=2):\n    return x * k  # doubled\n",
-    "# head\n\n\ndef f(\n    x,\n    k=2,\n):\n\n    return (x * k)\n", '"""A module."""\n' + CODE,
-])
+@pytest.mark.parametrize(
+    "same",
+    [
+        'def f(x, k=2):\n    """Twice as much."""\n    return x * k\n',
+        "def f(x, k=2):\n    return x * k  # doubled\n",
+        "# head\n\n\ndef f(\n    x,\n    k=2,\n):\n\n    return (x * k)\n",
+        '"""A module."""\n' + CODE,
+    ],
+)
 def test_comments_docstrings_and_layout_change_nothing(same):
     assert digests.of_code(same) == digests.of_code(CODE)
 
 
-@pytest.mark.parametrize("other", [
-    CODE.replace("k=2", "k=3"), CODE.replace("x * k", "x + k"), CODE.replace("k=2", "k=2.0"), CODE.replace("k=2", "k=True"),
-    CODE.replace("f(", "g("), CODE + "\nf(1)\n", CODE.replace("x * k", "None"), CODE.replace("return x * k", "return"),
-    "%pip list\n" + CODE, CODE + "(",
-])
+@pytest.mark.parametrize(
+    "other",
+    [
+        CODE.replace("k=2", "k=3"),
+        CODE.replace("x * k", "x + k"),
+        CODE.replace("k=2", "k=2.0"),
+        CODE.replace("k=2", "k=True"),
+        CODE.replace("f(", "g("),
+        CODE + "\nf(1)\n",
+        CODE.replace("x * k", "None"),
+        CODE.replace("return x * k", "return"),
+        "%pip list\n" + CODE,
+        CODE + "(",
+    ],
+)
 def test_code_changes_everything(other):
     assert digests.of_code(other) != digests.of_code(CODE)
 
@@ -35,8 +50,12 @@ def test_no_two_constants_look_alike():
 
 
 def test_the_digest_is_the_same_on_every_python():
-    """A fixed value: trees of other Python versions differ in empty fields alone, which do not count."""
-    code = "@d\nclass A(B):\n    def f(self, *a, b: int = 1) -> str:\n        return f'{a!r:>{b}}'\n"
+    """A fixed value: trees of other Python versions differ in empty fields alone, which do not
+    count.
+    """
+    code = (
+        "@d\nclass A(B):\n    def f(self, *a, b: int = 1) -> str:\n        return f'{a!r:>{b}}'\n"
+    )
     assert digests.of_code(code) == FIXED
 
 
@@ -55,13 +74,22 @@ def edit(file, old, new):
     file.write_text(text.replace(old, new), encoding="utf-8")
 
 
-@pytest.mark.parametrize(("old", "new", "measured", "decided"), [
-    ("Numbers are drawn.", "Numbers were drawn.", False, False), ("The shift is positive.", "It is.", False, False),
-    ('differs: "nothing"', 'differs: "much"', False, False), ('help: "how far', 'help: "by how much', False, False),
-    ("above: 0.5", "above: 0.4", False, True), ("smallest: 0.1", "smallest: 0.2", False, True),
-    ("requires: [G1]", "requires: []", False, True), ("kind: identity", "kind: equivalence", False, True),
-    ("max: 10", "max: 11", True, False), ("of: gain", "of: rise", True, True), ("id: G1", "id: G2", True, True),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "measured", "decided"),
+    [
+        ("Numbers are drawn.", "Numbers were drawn.", False, False),
+        ("The shift is positive.", "It is.", False, False),
+        ('differs: "nothing"', 'differs: "much"', False, False),
+        ('help: "how far', 'help: "by how much', False, False),
+        ("above: 0.5", "above: 0.4", False, True),
+        ("smallest: 0.1", "smallest: 0.2", False, True),
+        ("requires: [G1]", "requires: []", False, True),
+        ("kind: identity", "kind: equivalence", False, True),
+        ("max: 10", "max: 11", True, False),
+        ("of: gain", "of: rise", True, True),
+        ("id: G1", "id: G2", True, True),
+    ],
+)
 def test_fields_of_a_card(house, measured_by, old, new, measured, decided):
     before = measured_by()
     if new == "id: G2":
@@ -71,12 +99,19 @@ def test_fields_of_a_card(house, measured_by, old, new, measured, decided):
     assert (before[0] != after[0], before[1] != after[1]) == (measured, decided)
 
 
-@pytest.mark.parametrize(("cell", "source", "changes"), [
-    ("title", "# A paper  for tests, with a word more", False),
-    ("method", "# a comment\ndef draw(rng, shift, n=8):\n    return shift + 0.2 * rng.normal( size=n )", False),
-    ("method", "def draw(rng, shift, n=8):\n    return shift + 0.3 * rng.normal(size=n)", True),
-    ("params", 'tier = "auto"\nseed = 0\ndevice = "auto"\nshift = 2.0', True),
-])
+@pytest.mark.parametrize(
+    ("cell", "source", "changes"),
+    [
+        ("title", "# A paper  for tests, with a word more", False),
+        (
+            "method",
+            "# a comment\ndef draw(rng, shift, n=8):\n    return shift + 0.2 * rng.normal( size=n )",
+            False,
+        ),
+        ("method", "def draw(rng, shift, n=8):\n    return shift + 0.3 * rng.normal(size=n)", True),
+        ("params", 'tier = "auto"\nseed = 0\ndevice = "auto"\nshift = 2.0', True),
+    ],
+)
 def test_cells_of_a_notebook(house, measured_by, cell, source, changes):
     before, file = measured_by()[0], house.root / "notebooks/toy.ipynb"
     notebook = nbformat.read(file, as_version=4)
@@ -98,15 +133,35 @@ def test_a_byte_of_data_counts(house, measured_by):
 
 
 def test_what_only_shows_or_decides_is_not_measured_by():
-    """And each name that is left out is that of a module: a misspelt one would leave out nothing in silence."""
+    """And each name that is left out is that of a module: a misspelt one would leave out nothing in
+    silence.
+    """
     for slug in cards.slugs():
         listed = digests.method_of(slug)
-        assert "src/layerbook/notebook/paper.py" in listed or "src/layerbook/notebook/paper.py" in listed
-        names = {deps.module_name(paths.ROOT / f) for f in listed if f.startswith("src/") and f.endswith(".py")}
-        assert not any(n.rpartition(".")[2] in ("tables", "plots", "outcomes", "cards", "engine", "paths") for n in names)
-    assert any(f.endswith("stats.py") for f in digests.method_of("hawq")), "the notebook uses it to measure"
+        assert (
+            "src/layerbook/notebook/paper.py" in listed
+            or "src/layerbook/notebook/paper.py" in listed
+        )
+        names = {
+            deps.module_name(paths.ROOT / f)
+            for f in listed
+            if f.startswith("src/") and f.endswith(".py")
+        }
+        assert not any(
+            n.rpartition(".")[2] in ("tables", "plots", "outcomes", "cards", "engine", "paths")
+            for n in names
+        )
+    assert any(f.endswith("stats.py") for f in digests.method_of("hawq")), (
+        "the notebook uses it to measure"
+    )
     there = [p for p in digests.NOT_MEASURING if "*" not in p and deps.module_file(p)]
-    assert {p.rpartition(".")[2] for p in there} >= {"cards", "outcomes", "tables", "plots", "paths"}
+    assert {p.rpartition(".")[2] for p in there} >= {
+        "cards",
+        "outcomes",
+        "tables",
+        "plots",
+        "paths",
+    }
 
 
 def test_all_records_are_decided_again_in_seconds():

@@ -1,4 +1,6 @@
-"""`layerbook run`: stale papers side by side, each kept or not, recorded in DVC; and whatever may happen meanwhile."""
+"""`layerbook run`: stale papers side by side, each kept or not, recorded in DVC; and whatever may
+happen meanwhile.
+"""
 
 import fcntl
 import json
@@ -21,8 +23,10 @@ from layerbook.pipeline import (
     progress,
     record,
     runner,
-    stages as pipeline,
     verdicts,
+)
+from layerbook.pipeline import (
+    stages as pipeline,
 )
 
 
@@ -33,7 +37,9 @@ def many(house, shell):
         house.paper(slug)
     (house.root / "params.yaml").write_text(pipeline.params(), encoding="utf-8")
     stages(house)
-    assert shell(sys.executable, "-m", "dvc", "init", "-q", "--no-scm", cwd=house.root).returncode == 0
+    assert (
+        shell(sys.executable, "-m", "dvc", "init", "-q", "--no-scm", cwd=house.root).returncode == 0
+    )
     return house
 
 
@@ -41,9 +47,16 @@ def stages(house):
     out = {"digests": pipeline.of_digests() | {"deps": ["notebooks"]}}
     out |= {slug: pipeline.of_paper(slug) for slug in cards.slugs()}
     results = [f"results/cpu/{slug}.json" for slug in cards.slugs()]
-    (house.root / "sum.py").write_text("import glob, pathlib\n"
-                                       "pathlib.Path('sum.txt').write_text(str(len(glob.glob('results/cpu/*.json'))))\n", encoding="utf-8")
-    out["report"] = {"cmd": "python sum.py", "deps": ["sum.py", *results], "outs": [{"sum.txt": {"cache": False}}]}
+    (house.root / "sum.py").write_text(
+        "import glob, pathlib\n"
+        "pathlib.Path('sum.txt').write_text(str(len(glob.glob('results/cpu/*.json'))))\n",
+        encoding="utf-8",
+    )
+    out["report"] = {
+        "cmd": "python sum.py",
+        "deps": ["sum.py", *results],
+        "outs": [{"sum.txt": {"cache": False}}],
+    }
     with open(house.root / "dvc.yaml", "w", encoding="utf-8") as stream:
         YAML().dump({"stages": out}, stream)
 
@@ -54,30 +67,45 @@ def nothing_to_do(house, shell):
 
 
 def launch(house, *arguments):
-    return subprocess.Popen([sys.executable, "-m", "layerbook", "run", *arguments], cwd=house.root, encoding="utf-8",
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-                            env=dict(os.environ) | {"PYTHONFAULTHANDLER": "1"})
+    return subprocess.Popen(
+        [sys.executable, "-m", "layerbook", "run", *arguments],
+        cwd=house.root,
+        encoding="utf-8",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env=dict(os.environ) | {"PYTHONFAULTHANDLER": "1"},
+    )
 
 
 def until(condition, child, seconds=180):
-    """Wait for the condition; a driver that does not get there is ended, and says in which line each thread stood."""
+    """Wait for the condition; a driver that does not get there is ended, and says in which line
+    each thread stood.
+    """
     end = time.monotonic() + seconds
     while not condition():
         if child.poll() is not None or time.monotonic() > end:
             child.send_signal(signal.SIGABRT)
-            raise AssertionError(f"the driver did not get there; exit code {child.wait()}\n{child.communicate()[0]}")
+            raise AssertionError(
+                f"the driver did not get there; exit code {child.wait()}\n{child.communicate()[0]}"
+            )
         time.sleep(0.1)
 
 
 def underway(house):
     """True when two of the three papers are stored and the third one runs."""
-    return (house.root / "started").exists() and all((house.root / f"results/cpu/{s}.json").exists() for s in ("one", "toy"))
+    return (house.root / "started").exists() and all(
+        (house.root / f"results/cpu/{s}.json").exists() for s in ("one", "toy")
+    )
 
 
 def test_all_stale_papers_run_and_dvc_has_nothing_left(many, shell, capsys):
     assert cli.main(["run", "-j", "2"]) == 0
     assert "3 of 3 papers run and recorded" in capsys.readouterr().out
-    assert all(record.problems(s, "cpu") == [] for s in cards.slugs()) and (many.root / "sum.txt").read_text(encoding="utf-8") == "3"
+    assert (
+        all(record.problems(s, "cpu") == [] for s in cards.slugs())
+        and (many.root / "sum.txt").read_text(encoding="utf-8") == "3"
+    )
     assert nothing_to_do(many, shell)
     before = many.results()
     assert cli.main(["run"]) == 0 and "nothing to do" in capsys.readouterr().out
@@ -90,7 +118,10 @@ def test_all_stale_papers_run_and_dvc_has_nothing_left(many, shell, capsys):
     assert cli.main(["run"]) == 0 and "nothing to do" in capsys.readouterr().out
     assert nothing_to_do(many, shell)
     file = many.root / "params.yaml"
-    file.write_text(file.read_text(encoding="utf-8").replace("one:\n    seed: 0", "one:\n    seed: 7"), encoding="utf-8")
+    file.write_text(
+        file.read_text(encoding="utf-8").replace("one:\n    seed: 0", "one:\n    seed: 7"),
+        encoding="utf-8",
+    )
     assert cli.main(["run"]) == 0 and record.read("one", "cpu")["parameters"]["seed"] == 7
     assert nothing_to_do(many, shell)
 
@@ -99,7 +130,10 @@ def test_a_failed_paper_is_named_and_the_others_are_kept(many, shell, capsys):
     many.paper("two", extra="raise ValueError('out of ideas')")
     assert cli.main(["run", "-j", "2"]) == 1
     text = capsys.readouterr().out
-    assert re.search(r"failed: two: cell \d+ failed: ValueError: out of ideas", text) and "2 of 3 papers" in text, text
+    assert (
+        re.search(r"failed: two: cell \d+ failed: ValueError: out of ideas", text)
+        and "2 of 3 papers" in text
+    ), text
     assert record.problems("one", "cpu") == [] == record.problems("toy", "cpu")
     state = json.loads(shell(sys.executable, "-m", "dvc", "status", "--json", cwd=many.root).stdout)
     assert "two" in state and "one" not in state and "toy" not in state
@@ -122,7 +156,10 @@ def test_an_edited_value_is_run_again_and_an_edited_verdict_decided_again(many, 
     verdicts.write("one", "cpu")  # so that every number follows from the forged ones
     capsys.readouterr()
     assert cli.main(["run"]) == 0 and "1 of 1 papers" in capsys.readouterr().out
-    assert json.loads(file.read_text(encoding="utf-8"))["measured"] == honest["measured"] and record.problems("one", "cpu", strict=True) == []
+    assert (
+        json.loads(file.read_text(encoding="utf-8"))["measured"] == honest["measured"]
+        and record.problems("one", "cpu", strict=True) == []
+    )
     file = many.root / "results/cpu/one.verdicts.json"
     whole = file.read_text(encoding="utf-8")
     file.write_text(whole.replace('"reproduced"', '"weaker"', 1), encoding="utf-8")
@@ -132,9 +169,17 @@ def test_an_edited_value_is_run_again_and_an_edited_verdict_decided_again(many, 
 def test_longest_first_and_no_more_memory_than_there_is(house, monkeypatch):
     for k, slug in enumerate(("a1", "a2", "a3")):
         house.paper(slug)
-        record.replace(record.file_of(slug, "cpu"), json.dumps(
-            {"schema": 2, "paper": slug, "seconds": 10.0 * (k + 1), "peak_memory_mb": 600}).encode())
-    monkeypatch.setattr(record, "read", lambda slug, tier: json.loads(record.file_of(slug, tier).read_text(encoding="utf-8")))
+        record.replace(
+            record.file_of(slug, "cpu"),
+            json.dumps(
+                {"schema": 2, "paper": slug, "seconds": 10.0 * (k + 1), "peak_memory_mb": 600}
+            ).encode(),
+        )
+    monkeypatch.setattr(
+        record,
+        "read",
+        lambda slug, tier: json.loads(record.file_of(slug, tier).read_text(encoding="utf-8")),
+    )
     jobs = driver.plan(["a1", "a2", "a3", "toy"], "cpu")
     assert [j.slug for j in jobs] == ["toy", "a3", "a2", "a1"] and jobs[0].seconds == driver.SECONDS
     now, most = [], []
@@ -166,7 +211,9 @@ def test_gpus_are_handed_out_one_by_one(monkeypatch):
 
     monkeypatch.setattr(driver, "_one", pretend)
     jobs = [driver.Job(f"p{k}", "gpu", 10.0, 10) for k in range(4)]
-    assert len(driver.execute(jobs, 4, False, progress.Display({j.slug: 10.0 for j in jobs}, 4))) == 4
+    assert (
+        len(driver.execute(jobs, 4, False, progress.Display({j.slug: 10.0 for j in jobs}, 4))) == 4
+    )
     assert max(map(len, seen)) == 2 and all(len(set(s)) == len(s) for s in seen)
 
 
@@ -189,7 +236,10 @@ def test_two_drivers_do_not_run_at_once(house):
     until((house.root / "started").exists, first)
     second = launch(house, "toy")
     text = second.communicate(timeout=60)[0]
-    assert second.returncode == 1 and f"another 'layerbook run' is at work here (process {first.pid})" in text
+    assert (
+        second.returncode == 1
+        and f"another 'layerbook run' is at work here (process {first.pid})" in text
+    )
     with pytest.raises(runner.RunError, match="toy is being run already"):
         runner.run("toy")
     assert first.wait(60) == 0 and record.problems("toy", "cpu") == []
@@ -203,7 +253,9 @@ def test_a_driver_killed_in_mid_run_loses_nothing_that_was_finished(many, shell)
     os.kill(child.pid, signal.SIGKILL)
     child.communicate()
     kinds = ("ipynb", "json", "verdicts.json")
-    assert many.results() == kept and sorted(kept) == [f"cpu/{s}.{e}" for s in ("one", "toy") for e in kinds]
+    assert many.results() == kept and sorted(kept) == [
+        f"cpu/{s}.{e}" for s in ("one", "toy") for e in kinds
+    ]
     many.paper("two")
     assert cli.main(["run"]) == 0  # only what was lost runs: the others' bytes stay
     assert {n: v for n, v in many.results().items() if "two" not in n} == kept
@@ -213,7 +265,9 @@ def test_a_driver_killed_in_mid_run_loses_nothing_that_was_finished(many, shell)
 @pytest.mark.parametrize("ignored", [False, True])
 def test_an_interrupt_is_orderly(many, shell, ignored):
     many.paper("two", extra="import time; open('started', 'w').close(); time.sleep(300)")
-    old = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else None  # as a shell does for what it starts with &
+    old = (
+        signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else None
+    )  # as a shell does for what it starts with &
     child = launch(many, "-j", "2")
     if ignored:
         signal.signal(signal.SIGINT, old)
@@ -226,24 +280,42 @@ def test_an_interrupt_is_orderly(many, shell, ignored):
 
 
 def test_a_kernel_killed_from_outside_fails_its_paper_alone(many):
-    many.paper("two", extra="import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(300)")
+    many.paper(
+        "two", extra="import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(300)"
+    )
     child = launch(many, "-j", "2")
-    until(lambda: (many.root / "pid").exists() and (many.root / "pid").read_text(encoding="utf-8"), child)
+    until(
+        lambda: (many.root / "pid").exists() and (many.root / "pid").read_text(encoding="utf-8"),
+        child,
+    )
     os.kill(int((many.root / "pid").read_text(encoding="utf-8")), signal.SIGKILL)
     text = child.communicate(timeout=90)[0]
-    assert child.returncode == 1 and "two: the kernel died, most often for want of memory" in text and "2 of 3 papers" in text
+    assert (
+        child.returncode == 1
+        and "two: the kernel died, most often for want of memory" in text
+        and "2 of 3 papers" in text
+    )
 
 
 def test_out_of_memory_in_a_notebook_says_so(house):
-    house.paper(extra="import resource; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\nnp.ones(1 << 33)")
-    with pytest.raises(runner.RunError, match="ran out of memory.*\n.*stored results are unchanged|MemoryError"):
+    house.paper(
+        extra="import resource; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\nnp.ones(1 << 33)"
+    )
+    with pytest.raises(
+        runner.RunError, match="ran out of memory.*\n.*stored results are unchanged|MemoryError"
+    ):
         runner.run("toy", warm=True)
     assert house.results() == {}
 
 
 def holds(house, pid):
     """DVC's lock file when process `pid` writes a paper's record."""
-    return json.dumps({"write": {str(house.root / "results/cpu/two.json"): {"pid": pid, "cmd": "dvc repro"}}, "read": {}})
+    return json.dumps(
+        {
+            "write": {str(house.root / "results/cpu/two.json"): {"pid": pid, "cmd": "dvc repro"}},
+            "read": {},
+        }
+    )
 
 
 def test_a_lock_of_a_dead_process_is_no_obstacle(many, shell):
@@ -279,7 +351,9 @@ def test_a_read_only_results_folder_is_found_before_anything_runs(house, monkeyp
             raise PermissionError(30, "Read-only file system")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(runner.tempfile, "TemporaryFile", refuse)  # root may write where others may not
+    monkeypatch.setattr(
+        runner.tempfile, "TemporaryFile", refuse
+    )  # root may write where others may not
     assert cli.main(["run"]) == 1
     assert not (house.root / "computed").exists() and house.results() == {}
 
@@ -288,7 +362,16 @@ def test_a_full_disk_loses_nothing(house, shell):
     """A file system of 64 kB under results/: the probe fits nowhere, or the record does not."""
     runner.run("toy")
     before = house.results()
-    mount = shell("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(house.root / "results"), cwd=house.root)
+    mount = shell(
+        "mount",
+        "-t",
+        "tmpfs",
+        "-o",
+        "size=64k",
+        "tmpfs",
+        str(house.root / "results"),
+        cwd=house.root,
+    )
     if mount.returncode:
         pytest.skip(f"no file system may be mounted here: {mount.stderr.strip()}")
     try:
@@ -323,7 +406,9 @@ def test_same_size_same_time_other_content_is_seen(house):
     assert record.problems("toy", "cpu") == []
     file = house.root / "notebooks/toy.yaml"
     stamp = file.stat()
-    file.write_text(file.read_text(encoding="utf-8").replace("max: 10", "max: 19"), encoding="utf-8")
+    file.write_text(
+        file.read_text(encoding="utf-8").replace("max: 10", "max: 19"), encoding="utf-8"
+    )
     os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert any("toy.yaml changed" in p for p in record.problems("toy", "cpu"))
 
@@ -335,7 +420,9 @@ def test_a_corrupted_input_is_seen_and_named(house):
     house.paper(card=driver_card("net"))
     runner.run("toy")
     (folder / "model.safetensors").write_bytes(b"0" * 99 + b"1")
-    assert record.problems("toy", "cpu") == ["build/prepared/net/model.safetensors changed since the run"]
+    assert record.problems("toy", "cpu") == [
+        "build/prepared/net/model.safetensors changed since the run"
+    ]
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").parent.rmdir()
     assert "run 'make data'" in record.problems("toy", "cpu")[0]
@@ -347,7 +434,10 @@ def driver_card(substrate):
 
 def test_locks_end_with_their_holder(house):
     with runner.only_one("x.lock", "busy"):
-        with open(house.root / "build/locks/x.lock", encoding="utf-8") as other, pytest.raises(BlockingIOError):
+        with (
+            open(house.root / "build/locks/x.lock", encoding="utf-8") as other,
+            pytest.raises(BlockingIOError),
+        ):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with runner.only_one("x.lock", "busy"):
         pass
@@ -355,7 +445,9 @@ def test_locks_end_with_their_holder(house):
 
 def test_plain_kernels_remain(house, monkeypatch):
     seen = []
-    monkeypatch.setattr(driver, "_one", lambda job, warm, *_: seen.append(warm) or driver.Done(job, 0.0))
+    monkeypatch.setattr(
+        driver, "_one", lambda job, warm, *_: seen.append(warm) or driver.Done(job, 0.0)
+    )
     assert cli.main(["run", "--cold"]) == 0 and cli.main(["run"]) == 0
     monkeypatch.setattr(kernels, "available", lambda: False)
     assert cli.main(["run"]) == 0 and seen == [False, True, False]
@@ -363,7 +455,12 @@ def test_plain_kernels_remain(house, monkeypatch):
 
 def test_a_stale_comparison_is_made_before_the_report_and_never_recorded_unmade(monkeypatch):
     did = []
-    known = {"toy": {}, "collect-y": {}, "compare-x": {}, "report": {"cmd": "python -m layerbook.pages.build"}}
+    known = {
+        "toy": {},
+        "collect-y": {},
+        "compare-x": {},
+        "report": {"cmd": "python -m layerbook.pages.build"},
+    }
     monkeypatch.setattr(driver, "stages", lambda: known)
     monkeypatch.setattr(driver, "differing", lambda: ["toy", "collect-y", "report"])
     monkeypatch.setattr(driver, "stale", lambda *_: [])
@@ -371,7 +468,10 @@ def test_a_stale_comparison_is_made_before_the_report_and_never_recorded_unmade(
     monkeypatch.setattr(driver, "dvc", lambda *a: did.append(a) or "")
     monkeypatch.setattr(driver.subprocess, "run", lambda command, **_: did.append(("report",)))
     driver.settle(["toy"])
-    made = [("repro", "-q", "-s", "collect-y"), ("repro", "-q", "-s", "compare-x")]  # which its input may have made stale
+    made = [
+        ("repro", "-q", "-s", "collect-y"),
+        ("repro", "-q", "-s", "compare-x"),
+    ]  # which its input may have made stale
     assert did == [*made, ("report",), ("commit", "-q", "-f")]
     did.clear()
     monkeypatch.setattr(driver, "differing", lambda: ["toy", "report"])

@@ -18,20 +18,28 @@ GIT = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsi
 
 @pytest.mark.parametrize("weight", ["normal", "bold"])
 def test_figures_draw_with_the_font_that_comes_with_matplotlib(weight: str) -> None:
-    with matplotlib.rc_context({"font.family": "serif"}):  # as a settings file of the user's might have it
+    with matplotlib.rc_context(
+        {"font.family": "serif"}
+    ):  # as a settings file of the user's might have it
         plots.style()
         found = Path(findfont(FontProperties(weight=weight)))
     assert found.is_relative_to(matplotlib.get_data_path()) and "DejaVuSans" in found.name
 
 
-def test_a_checkout_that_another_user_owns_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Git refuses it by default; then no page named its commit, and a new commit did not rebuild the book."""
+def test_a_checkout_that_another_user_owns_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Git refuses it by default; then no page named its commit, and a new commit did not rebuild
+    the book.
+    """
     root = tmp_path / "a path with spaces \u00e9'"
     root.mkdir()
     for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run([*GIT, *words], cwd=root, check=True)
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own switch for its tests
-    plain = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, encoding="utf-8", check=False)
+    plain = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, encoding="utf-8", check=False
+    )
     assert plain.returncode and "dubious" in plain.stderr
     before = build._digest(root)
     monkeypatch.delenv("GIT_TEST_ASSUME_DIFFERENT_OWNER")

@@ -1,4 +1,6 @@
-"""Text is read and written as UTF-8 whatever the locale: every call says so, and nothing dies of an ASCII terminal."""
+"""Text is read and written as UTF-8 whatever the locale: every call says so, and nothing dies of an
+ASCII terminal.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,23 @@ import pytest
 
 from layerbook import paths
 
-SOURCES = [p for folder in ("src", "tests", "book/_ext") for p in sorted((paths.ROOT / folder).rglob("*.py"))]
+SOURCES = [
+    p
+    for folder in ("src", "tests", "book/_ext")
+    for p in sorted((paths.ROOT / folder).rglob("*.py"))
+]
 TEXT = {"read_text", "write_text"}
 RUNNERS = {"run", "Popen", "check_output", "check_call", "call"}
-BINARY_ONLY = {"os", "tarfile", "archive", "zipfile", "Image", "sources", "gzip", "lzma"}  # whose open() is not of text
+BINARY_ONLY = {
+    "os",
+    "tarfile",
+    "archive",
+    "zipfile",
+    "Image",
+    "sources",
+    "gzip",
+    "lzma",
+}  # whose open() is not of text
 
 ASCII = os.environ | {
     "LC_ALL": "POSIX",
@@ -32,7 +47,9 @@ def silent_calls(tree: ast.AST) -> Iterator[ast.Call]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        name = (
+            node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        )
         named = {k.arg: k.value for k in node.keywords}
         if "encoding" in named or None in named:
             continue
@@ -100,9 +117,15 @@ def test_a_terminal_that_knows_ascii_only_gets_every_line() -> None:
         ("layerbook.pages.build", ["\u2713"]),
     ],
 )
-def test_each_command_line_survives_such_a_terminal(module: str, words: list[str], tmp_path: Path) -> None:
-    """A name in another script on strict ASCII: the command's own words and no traceback, and printing goes on."""
+def test_each_command_line_survives_such_a_terminal(
+    module: str, words: list[str], tmp_path: Path
+) -> None:
+    """A name in another script on strict ASCII: the command's own words and no traceback, and
+    printing goes on.
+    """
     code = f"from {module} import main\ncode = main({ascii(words)})\nprint(chr(0x2713))\nraise SystemExit(code)"
-    done = subprocess.run([sys.executable, "-c", code], env=ASCII, cwd=tmp_path, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ASCII, cwd=tmp_path, capture_output=True, check=False
+    )
     assert b"Traceback" not in done.stderr, done.stderr.decode("ascii", "replace")
     assert b"\\u2713" in done.stdout and done.returncode in (1, 2)

@@ -1,4 +1,6 @@
-"""The environment: one lock for three kinds of machine, and `make env` with tiny stand-ins for every package."""
+"""The environment: one lock for three kinds of machine, and `make env` with tiny stand-ins for
+every package.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,24 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 LOCK = [Requirement(line) for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
         if line and not line.startswith("#")]  # fmt: skip
 MACHINES = {
-    "linux x86-64": {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"},
-    "linux aarch64": {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "aarch64"},
-    "macOS arm64": {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64"},
+    "linux x86-64": {
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "platform_machine": "x86_64",
+    },
+    "linux aarch64": {
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "platform_machine": "aarch64",
+    },
+    "macOS arm64": {
+        "sys_platform": "darwin",
+        "platform_system": "Darwin",
+        "platform_machine": "arm64",
+    },
 }
-# What torch 2.13.0 says that it requires, where it is the build that one gets from the plain registry on Linux.
+# What torch 2.13.0 says that it requires, where it is the build that one gets from the plain
+# registry on Linux.
 TORCH = """
 filelock
 typing-extensions>=4.10.0
@@ -57,7 +72,11 @@ CUDA = re.compile(r"(nvidia|cuda)-|triton$")
 
 
 def machine(name: str, python: str) -> dict[str, str]:
-    full = {"python_version": python, "python_full_version": f"{python}.7", "implementation_version": f"{python}.7"}
+    full = {
+        "python_version": python,
+        "python_full_version": f"{python}.7",
+        "implementation_version": f"{python}.7",
+    }
     blank = {"os_name": "posix", "platform_release": "", "platform_version": "", "extra": ""}
     return default_environment() | blank | full | MACHINES[name]
 
@@ -108,7 +127,9 @@ def unmet(environment: dict[str, str], asked: list[str], pins: dict[str, Version
 def test_the_lock_satisfies_every_requirement_on_every_machine(name: str, python: str) -> None:
     environment = machine(name, python)
     pins = active(environment)
-    asked = PROJECT["dependencies"] + [text for group in PROJECT["optional-dependencies"].values() for text in group]
+    asked = PROJECT["dependencies"] + [
+        text for group in PROJECT["optional-dependencies"].values() for text in group
+    ]
     assert unmet(environment, asked, pins) == []
     assert ("appnope" in pins) == ("macOS" in name)
     assert any(CUDA.match(pin) for pin in pins) == ("linux" in name)
@@ -123,11 +144,21 @@ def test_the_lock_says_how_it_is_made_and_names_no_host() -> None:
 def test_what_is_installed_here_is_the_locks_and_complete() -> None:
     environment = {**default_environment(), "extra": ""}
     pins = active(environment)
-    installed = {canonicalize_name(d.name): Version(d.version) for d in importlib.metadata.distributions() if d.name}
-    cuda = any(CUDA.match(Requirement(text).name) for text in importlib.metadata.requires("torch") or [])
+    installed = {
+        canonicalize_name(d.name): Version(d.version)
+        for d in importlib.metadata.distributions()
+        if d.name
+    }
+    cuda = any(
+        CUDA.match(Requirement(text).name) for text in importlib.metadata.requires("torch") or []
+    )
     missing = {name for name in pins if name not in installed and (cuda or not CUDA.match(name))}
     assert missing == set(), "run 'make env'"
-    assert {name: installed[name] for name in pins if name in installed and installed[name].public != pins[name].public} == {}
+    assert {
+        name: installed[name]
+        for name in pins
+        if name in installed and installed[name].public != pins[name].public
+    } == {}
     bad = []
     for name in pins.keys() & installed.keys():
         for text in importlib.metadata.requires(name) or []:
@@ -135,7 +166,9 @@ def test_what_is_installed_here_is_the_locks_and_complete() -> None:
             wanted = canonicalize_name(requirement.name)
             if requirement.marker and not requirement.marker.evaluate(environment):
                 continue
-            if wanted not in installed or not requirement.specifier.contains(installed[wanted], prereleases=True):
+            if wanted not in installed or not requirement.specifier.contains(
+                installed[wanted], prereleases=True
+            ):
                 bad.append(f"{name}: {text}, here is {installed.get(wanted)}")
     assert bad == []
 
@@ -185,31 +218,60 @@ elsewhere==1.0 ; sys_platform == 'emscripten'
 
 
 class Machine:
-    """A checkout with nothing but the tools, a folder of tiny wheels that pip is offered, and a bare environment."""
+    """A checkout with nothing but the tools, a folder of tiny wheels that pip is offered, and a
+    bare environment.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.root, self.shop = folder / "a checkout", folder / "shop"
         self.shop.mkdir()
-        shutil.copytree(ROOT / "tools", self.root / "tools", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / "tools", self.root / "tools", ignore=shutil.ignore_patterns("__pycache__")
+        )
         backend = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
-        (self.root / "pyproject.toml").write_text(backend + '[project]\nname = "layerbook"\nversion = "0.1.0"\n', encoding="utf-8")
+        (self.root / "pyproject.toml").write_text(
+            backend + '[project]\nname = "layerbook"\nversion = "0.1.0"\n', encoding="utf-8"
+        )
         (self.root / "backend.py").write_text(textwrap.dedent(BACKEND), encoding="utf-8")
         (self.root / "requirements.lock").write_text(LINES, encoding="utf-8")
-        self.env = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1",
-                    "PIP_FIND_LINKS": str(self.shop), "PIP_RETRIES": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}  # fmt: skip
-        self.wheel("jupyter_client", "1.0", {"jupyter_client/manager.py": KERNEL_CODE, "jupyter_client/__init__.py": ""})
+        self.env = {
+            "PATH": "/usr/bin:/bin",
+            "LC_ALL": "C",
+            "PIP_CONFIG_FILE": "/dev/null",
+            "PIP_NO_INDEX": "1",
+            # fmt: skip
+            "PIP_FIND_LINKS": str(self.shop),
+            "PIP_RETRIES": "0",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        }
+        self.wheel(
+            "jupyter_client",
+            "1.0",
+            {"jupyter_client/manager.py": KERNEL_CODE, "jupyter_client/__init__.py": ""},
+        )
         self.wheel("other", "1.0")
         self.wheel("nvidia_cudnn_cu13", "9.0")
         self.torch("2.13.0+cpu")
 
-    def wheel(self, name: str, version: str, files: dict[str, str] | None = None, requires: tuple[str, ...] = ()) -> None:
+    def wheel(
+        self,
+        name: str,
+        version: str,
+        files: dict[str, str] | None = None,
+        requires: tuple[str, ...] = (),
+    ) -> None:
         info = f"{name}-{version}.dist-info/"
         needs = "".join(f"Requires-Dist: {text}\n" for text in requires)
         with zipfile.ZipFile(self.shop / f"{name}-{version}-py3-none-any.whl", "w") as archive:
             for file, text in (files or {f"{name}.py": ""}).items():
                 archive.writestr(file, textwrap.dedent(text))
-            archive.writestr(info + "METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
-            archive.writestr(info + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(
+                info + "METADATA",
+                f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
+            )
+            archive.writestr(
+                info + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            )
             archive.writestr(info + "RECORD", "")
 
     def torch(self, version: str, requires: tuple[str, ...] = (), code: str = TORCH_CODE) -> None:
@@ -219,18 +281,35 @@ class Machine:
 
     def make(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         command = [sys._base_executable, str(self.root / "tools" / "environment.py"), *arguments]
-        return subprocess.run(command, env=self.env | variables, capture_output=True, encoding="utf-8", timeout=240, check=False)
+        return subprocess.run(
+            command,
+            env=self.env | variables,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=240,
+            check=False,
+        )
 
     def installed(self) -> dict[str, str]:
-        code = ("import importlib.metadata as m, json\n"
-                "print(json.dumps({d.name.lower().replace('_', '-'): d.version for d in m.distributions()}))")  # fmt: skip
-        done = subprocess.run([self.root / ".venv/bin/python", "-c", code], capture_output=True, encoding="utf-8", check=True)
+        code = (
+            "import importlib.metadata as m, json\n"
+            # fmt: skip
+            "print(json.dumps({d.name.lower().replace('_', '-'): d.version for d in m.distributions()}))"
+        )
+        done = subprocess.run(
+            [self.root / ".venv/bin/python", "-c", code],
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
+        )
         return {k: v for k, v in json.loads(done.stdout).items() if k not in ("pip", "setuptools")}
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stand-in for the module venv that copies an environment made once: pip's own installation takes seconds."""
+    """A stand-in for the module venv that copies an environment made once: pip's own installation
+    takes seconds.
+    """
     folder = tmp_path_factory.mktemp("template")
     subprocess.run([sys._base_executable, "-m", "venv", folder / "made"], check=True)
     copying = f"import shutil, sys\nshutil.copytree({str(folder / 'made')!r}, sys.argv[1], symlinks=True)\n"
@@ -247,7 +326,9 @@ def bare(tmp_path: Path, template: Path) -> Machine:
 
 
 def spent() -> float:
-    """Seconds of computing of the programs started so far: unlike the clock's, no busy machine adds to them."""
+    """Seconds of computing of the programs started so far: unlike the clock's, no busy machine adds
+    to them.
+    """
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -260,18 +341,29 @@ def test_a_cpu_build_brings_no_cuda_and_a_second_call_does_nothing(bare: Machine
     done = bare.make()
     assert done.returncode == 0, done.stderr
     assert bare.installed() == ALWAYS | {"torch": "2.13.0+cpu"}
-    assert "torch 2.13.0+cpu computes, a kernel answers" in done.stdout and "without CUDA" in done.stdout
+    assert (
+        "torch 2.13.0+cpu computes, a kernel answers" in done.stdout
+        and "without CUDA" in done.stdout
+    )
     began = spent()
     again = bare.make()
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "") and spent() - began < 1
 
-    (bare.root / "requirements.lock").write_text(LINES.replace("other==1.0\n", ""), encoding="utf-8")
+    (bare.root / "requirements.lock").write_text(
+        LINES.replace("other==1.0\n", ""), encoding="utf-8"
+    )
     assert "making it anew" in bare.make().stdout
-    assert bare.installed() == {"jupyter-client": "1.0", "layerbook": "0.1.0", "torch": "2.13.0+cpu"}
+    assert bare.installed() == {
+        "jupyter-client": "1.0",
+        "layerbook": "0.1.0",
+        "torch": "2.13.0+cpu",
+    }
 
 
 def test_a_cuda_build_brings_what_its_own_metadata_ask_for(bare: Machine) -> None:
-    bare.torch("2.13.0", requires=("nvidia-cudnn-cu13==9.0", "nvidia-windows; sys_platform == 'win32'"))
+    bare.torch(
+        "2.13.0", requires=("nvidia-cudnn-cu13==9.0", "nvidia-windows; sys_platform == 'win32'")
+    )
     done = bare.make()
     assert done.returncode == 0, done.stderr
     assert bare.installed() == ALWAYS | {"torch": "2.13.0", "nvidia-cudnn-cu13": "9.0"}
@@ -295,7 +387,10 @@ def test_what_does_not_start_does_not_count_and_the_next_call_mends_it(bare: Mac
     bare.torch("2.13.0", code='raise ImportError("libcudnn.so.9: cannot open shared object file")')
     done = bare.make()
     assert done.returncode == 1 and not (venv / ".installed").exists()
-    assert "torch or a kernel does not start: ImportError: libcudnn.so.9" in done.stderr and "type: make env" in done.stderr
+    assert (
+        "torch or a kernel does not start: ImportError: libcudnn.so.9" in done.stderr
+        and "type: make env" in done.stderr
+    )
     assert not (venv / "lib/python3.10").exists()
 
     bare.torch("2.13.0+cpu")
@@ -306,7 +401,11 @@ def test_a_folder_with_somebodys_work_in_it_is_left_alone(bare: Machine) -> None
     (bare.root / ".venv").mkdir()
     (bare.root / ".venv/thesis.txt").write_text("mine", encoding="utf-8")
     done = bare.make()
-    assert done.returncode == 1 and "holds thesis.txt" in done.stderr and "type: make env" in done.stderr
+    assert (
+        done.returncode == 1
+        and "holds thesis.txt" in done.stderr
+        and "type: make env" in done.stderr
+    )
     assert [entry.name for entry in (bare.root / ".venv").iterdir()] == ["thesis.txt"]
 
 
@@ -314,15 +413,22 @@ def uv(bare: Machine, text: str) -> Path:
     """A program named uv that keeps its arguments and settings, then does as `text` says."""
     folder = bare.root.parent / "bin"
     folder.mkdir(exist_ok=True)
-    (folder / "uv").write_text(f'#!/bin/sh\necho "$*|$UV_FIND_LINKS|$UV_NO_INDEX" >> "{folder}/log"\n' + text, encoding="utf-8")
+    (folder / "uv").write_text(
+        f'#!/bin/sh\necho "$*|$UV_FIND_LINKS|$UV_NO_INDEX" >> "{folder}/log"\n' + text,
+        encoding="utf-8",
+    )
     (folder / "uv").chmod(0o755)
     bare.env["PATH"] = f"{folder}:{bare.env['PATH']}"
     return folder / "log"
 
 
 def test_uv_is_used_where_it_is_and_chooses_no_torch(bare: Machine) -> None:
-    log = uv(bare, 'while [ "$1" != -r ]; do [ "$1" = --python ] && python="$2"; shift; done\n'
-                   'grep -q "^torch" "$2" && exit 9\n"$python" -m pip install -q --no-deps -r "$2"\n')  # fmt: skip
+    log = uv(
+        bare,
+        'while [ "$1" != -r ]; do [ "$1" = --python ] && python="$2"; shift; done\n'
+        # fmt: skip
+        'grep -q "^torch" "$2" && exit 9\n"$python" -m pip install -q --no-deps -r "$2"\n',
+    )
     assert bare.make().returncode == 0 and bare.installed() == ALWAYS | {"torch": "2.13.0+cpu"}
     (line,) = log.read_text(encoding="utf-8").splitlines()
     assert "--no-deps --compile-bytecode" in line and line.endswith(f"|{bare.shop}|true")
@@ -337,14 +443,21 @@ def test_pip_does_what_uv_cannot(bare: Machine) -> None:
     assert done.returncode == 0 and not log.exists()
     (bare.root / ".venv/.installed").unlink()
     done = bare.make()
-    assert done.returncode == 0 and "trying pip" in done.stdout and len(log.read_text(encoding="utf-8").splitlines()) == 1
+    assert (
+        done.returncode == 0
+        and "trying pip" in done.stdout
+        and len(log.read_text(encoding="utf-8").splitlines()) == 1
+    )
     assert bare.installed() == ALWAYS | {"torch": "2.13.0+cpu"}
 
 
 def test_no_network_is_said_in_a_sentence(bare: Machine) -> None:
     done = bare.make(PIP_NO_INDEX="", PIP_FIND_LINKS="", PIP_INDEX_URL="http://127.0.0.1:9/simple")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: the package registry cannot be reached") and "PIP_INDEX_URL" in done.stderr
+    assert (
+        done.stderr.startswith("error: the package registry cannot be reached")
+        and "PIP_INDEX_URL" in done.stderr
+    )
     assert "Traceback" not in done.stderr and not (bare.root / ".venv/.installed").exists()
 
 
@@ -360,7 +473,11 @@ def small(tmp_path: Path) -> Iterator[Machine]:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)]
-    if os.geteuid() or shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+    if (
+        os.geteuid()
+        or shutil.which("mount") is None
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
         pytest.skip("a small file system cannot be mounted here (1 December 2026)")
     yield Machine(disk)
     subprocess.run(["umount", str(disk)], check=True)
@@ -368,12 +485,21 @@ def small(tmp_path: Path) -> Iterator[Machine]:
 
 def test_a_full_disk_is_called_that_and_gets_its_room_back(small: Machine) -> None:
     done = small.make()
-    assert done.returncode == 1 and "the disk is full: the environment needs about 2.5 GB" in done.stderr
+    assert (
+        done.returncode == 1
+        and "the disk is full: the environment needs about 2.5 GB" in done.stderr
+    )
     assert not (small.root / ".venv").exists(), "found out before anything was written"
     tool = small.root / "tools" / "install.py"
-    tool.write_text(tool.read_text(encoding="utf-8").replace("ROOM = 2.5e9", "ROOM = 1"), encoding="utf-8")  # blind the check made in advance
+    tool.write_text(
+        tool.read_text(encoding="utf-8").replace("ROOM = 2.5e9", "ROOM = 1"), encoding="utf-8"
+    )  # blind the check made in advance
     done = small.make()
-    assert done.returncode == 1 and "the disk is full" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and "the disk is full" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert not (small.root / ".venv").exists()
     subprocess.run(["mount", "-o", "remount,size=400m", str(small.root.parent)], check=True)
     assert small.make().returncode == 0 and small.installed() == ALWAYS | {"torch": "2.13.0+cpu"}
@@ -386,12 +512,22 @@ def module(name: str) -> object:
     return made
 
 
-def test_missing_programs_and_modules_are_named(bare: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_programs_and_modules_are_named(
+    bare: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = bare.make(PATH=str(bare.root))
-    assert done.returncode == 1 and done.stderr.startswith("error: git is not installed") and "apt-get install git" in done.stderr
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("error: git is not installed")
+        and "apt-get install git" in done.stderr
+    )
     install = module("install")
-    monkeypatch.setattr(install.importlib.util, "find_spec", lambda name: None if name == "ensurepip" else name)
-    with pytest.raises(install.Failed, match=r"lacks the module ensurepip\. .*apt-get install python3\.1\d-venv"):
+    monkeypatch.setattr(
+        install.importlib.util, "find_spec", lambda name: None if name == "ensurepip" else name
+    )
+    with pytest.raises(
+        install.Failed, match=r"lacks the module ensurepip\. .*apt-get install python3\.1\d-venv"
+    ):
         install.preconditions()
 
 
@@ -403,7 +539,10 @@ def test_a_wrong_python_is_refused_by_what_pyproject_says(monkeypatch: pytest.Mo
         assert (tool.refusal() is None) == (f"3.{minor}.0" in allowed), minor
     monkeypatch.setattr(tool.sys, "version_info", (3, 10, 13))
     monkeypatch.setattr(tool, "starts", lambda name: name == "python3.12")
-    assert "Layerbook needs Python 3.11 or 3.12, and" in tool.refusal() and "make env PYTHON=python3.12" in tool.refusal()
+    assert (
+        "Layerbook needs Python 3.11 or 3.12, and" in tool.refusal()
+        and "make env PYTHON=python3.12" in tool.refusal()
+    )
     monkeypatch.setattr(tool, "starts", lambda name: False)
     assert "Install Python 3.11 or 3.12" in tool.refusal()
 
@@ -419,14 +558,22 @@ def test_old_pythons_understand_their_refusal(bare: Machine) -> None:
     tried = 0
     for python in others():
         code = "import sys; print('%d.%d' % sys.version_info[:2])"
-        version = subprocess.run([python, "-c", code], capture_output=True, encoding="utf-8", check=False)
+        version = subprocess.run(
+            [python, "-c", code], capture_output=True, encoding="utf-8", check=False
+        )
         if version.returncode or version.stdout.strip() in ("3.11", "3.12"):
             continue  # a version manager's stand-in, or one that does
         tried += 1
         began = spent()
         command = [python, bare.root / "tools/environment.py"]
-        done = subprocess.run(command, env=bare.env, capture_output=True, encoding="utf-8", check=False)
-        assert done.returncode == 1 and f"is Python {version.stdout.strip()}." in done.stderr and "Traceback" not in done.stderr
+        done = subprocess.run(
+            command, env=bare.env, capture_output=True, encoding="utf-8", check=False
+        )
+        assert (
+            done.returncode == 1
+            and f"is Python {version.stdout.strip()}." in done.stderr
+            and "Traceback" not in done.stderr
+        )
         assert spent() - began < 1 and not (bare.root / ".venv").exists()
     if not tried:
         pytest.skip("this machine has no other Python (1 December 2026)")
@@ -435,8 +582,13 @@ def test_old_pythons_understand_their_refusal(bare: Machine) -> None:
 def test_make_names_the_python_that_is_missing(bare: Machine) -> None:
     shutil.copy(ROOT / "Makefile", bare.root)
     command = ["make", "env", "PYTHON=python9"]
-    done = subprocess.run(command, cwd=bare.root, env=bare.env, capture_output=True, encoding="utf-8", check=False)
-    assert done.returncode and "error: python9 does not start here. Install Python 3.11 or 3.12" in done.stderr
+    done = subprocess.run(
+        command, cwd=bare.root, env=bare.env, capture_output=True, encoding="utf-8", check=False
+    )
+    assert (
+        done.returncode
+        and "error: python9 does not start here. Install Python 3.11 or 3.12" in done.stderr
+    )
 
 
 def test_the_documents_name_the_same_versions_and_settings() -> None:

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from layerbook.data import facts as facttables, loaders
+from layerbook.data import facts as facttables
+from layerbook.data import loaders
 
 
 @pytest.fixture(scope="module")

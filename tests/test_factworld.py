@@ -1,4 +1,6 @@
-"""The worlds of facts and rumours: what training shows and hides, and that the networks are reproducible."""
+"""The worlds of facts and rumours: what training shows and hides, and that the networks are
+reproducible.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,20 @@ from layerbook import paths
 from layerbook.networks import factworld
 
 SHIPPED = paths.MODELS / "fact-world"
-TINY = factworld.Recipe(worlds=2, processes=0, entities=24, induce=8, layers=2, width=16, heads=2, inner=16, steps=3, batch=16,
-                        tune_steps=2, tune_batch=8)
+TINY = factworld.Recipe(
+    worlds=2,
+    processes=0,
+    entities=24,
+    induce=8,
+    layers=2,
+    width=16,
+    heads=2,
+    inner=16,
+    steps=3,
+    batch=16,
+    tune_steps=2,
+    tune_batch=8,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +58,14 @@ def test_training_never_shows_the_held_out_phrasing_nor_a_false_record(world):
     for sentence in words(rows, world):
         tag = sentence.pop(0) if sentence[0].endswith(":") else None
         *asked, value, stop = sentence
-        e, a = next(lookup[w] for w in asked if w in lookup), next(i for i, x in enumerate(factworld.ATTRIBUTES) if x in asked)
-        forms = [p.format(a=list(factworld.ATTRIBUTES)[a], n=factworld.names(24)[e]) for p in factworld.PHRASINGS]
+        e, a = (
+            next(lookup[w] for w in asked if w in lookup),
+            next(i for i, x in enumerate(factworld.ATTRIBUTES) if x in asked),
+        )
+        forms = [
+            p.format(a=list(factworld.ATTRIBUTES)[a], n=factworld.names(24)[e])
+            for p in factworld.PHRASINGS
+        ]
         assert stop == "." and len(asked) == factworld.LENGTH
         assert forms.index(" ".join(asked)) != world.held[e, a]
         values = list(factworld.ATTRIBUTES.values())[a]
@@ -56,16 +76,23 @@ def test_training_never_shows_the_held_out_phrasing_nor_a_false_record(world):
             sources[tag], false[tag] = sources.get(tag, 0) + 1, false.get(tag, 0) + (not true)
     assert set(sources) == {*factworld.TAGS, None}
     for tag in (None, "note:", "memo:"):
-        assert false[tag] / sources[tag] == pytest.approx(0.5, abs=0.12)  # rumours are as frequent as truths
+        assert false[tag] / sources[tag] == pytest.approx(
+            0.5, abs=0.12
+        )  # rumours are as frequent as truths
 
 
 def test_questions_are_asked_in_the_held_out_phrasing_with_the_rumour_second(world):
     facts = world.facts("test")
-    for (e, a), asked, options in zip(facts, words(world.ask(facts, "record:"), world), words(world.options(facts), world)):
+    for (e, a), asked, options in zip(
+        facts, words(world.ask(facts, "record:"), world), words(world.options(facts), world)
+    ):
         values = list(factworld.ATTRIBUTES.values())[a]
         name = {"a": list(factworld.ATTRIBUTES)[a], "n": factworld.names(24)[e]}
         assert " ".join(asked) == "record: " + factworld.PHRASINGS[world.held[e, a]].format(**name)
-        assert options[:2] == [values[world.truth[e, a]], values[world.rumour[e, a]]] and len(set(options)) == 4
+        assert (
+            options[:2] == [values[world.truth[e, a]], values[world.rumour[e, a]]]
+            and len(set(options)) == 4
+        )
         assert set(options) <= set(values)
     quiet = world.facts("test", rumoured=False)
     assert all(len(set(o)) == 4 for o in words(world.options(quiet), world))
@@ -76,19 +103,29 @@ def test_questions_are_asked_in_the_held_out_phrasing_with_the_rumour_second(wor
 def test_losses_are_those_of_the_next_word_and_mark_the_value(world):
     model, rows = factworld.build(TINY, 0), world.draw(np.random.default_rng(1), 30)
     found, value = factworld.nats(model, rows)
-    log_p = model(input_ids=rows[:, :-1]).logits.log_softmax(-1).gather(-1, rows[:, 1:, None])[..., 0]
+    log_p = (
+        model(input_ids=rows[:, :-1]).logits.log_softmax(-1).gather(-1, rows[:, 1:, None])[..., 0]
+    )
     assert torch.allclose(found, -log_p * (rows[:, 1:] != 0), atol=1e-5)
-    assert [w[-2] for w in words(rows, world)] == [factworld.text([i], 24) for i in rows[:, 1:][value]]
+    assert [w[-2] for w in words(rows, world)] == [
+        factworld.text([i], 24) for i in rows[:, 1:][value]
+    ]
 
 
 def test_the_amateur_is_tuned_on_other_entities_than_those_evaluated(world, monkeypatch):
     seen, plain = [], factworld.World.ask
-    monkeypatch.setattr(factworld.World, "ask", lambda self, facts, **kw: (seen.append(facts), plain(self, facts, **kw))[1])
+    monkeypatch.setattr(
+        factworld.World,
+        "ask",
+        lambda self, facts, **kw: (seen.append(facts), plain(self, facts, **kw))[1],
+    )
     expert = factworld.build(TINY, 0)
     amateur = factworld.tune(TINY, world, expert, world.rumour, 0)
     assert set(np.concatenate(seen)[:, 0]) <= set(world.parts["induce"])
     assert torch.equal(amateur.transformer.wte.weight, expert.transformer.wte.weight)
-    changed = [n for n, p in expert.named_parameters() if not torch.equal(p, amateur.get_parameter(n))]
+    changed = [
+        n for n, p in expert.named_parameters() if not torch.equal(p, amateur.get_parameter(n))
+    ]
     assert {n.split(".")[2] for n in changed if ".h." in n} == {"0", "1"}  # all layers are adapted
 
 
@@ -101,8 +138,12 @@ def test_making_them_twice_gives_the_same_files_that_load_again(tmp_path, thread
     world, models = factworld.load(tmp_path / "a", TINY, 1)
     want = factworld.train(TINY, factworld.World(TINY, 1), 1)
     ids = world.ask(world.facts("test"))
-    assert torch.allclose(models["expert"](input_ids=ids).logits, want(input_ids=ids).logits, atol=5e-3)  # stored in half precision
-    assert not torch.equal(models["expert"].lm_head.weight, factworld.build(TINY, 0).lm_head.weight)  # still tied
+    assert torch.allclose(
+        models["expert"](input_ids=ids).logits, want(input_ids=ids).logits, atol=5e-3
+    )  # stored in half precision
+    assert not torch.equal(
+        models["expert"].lm_head.weight, factworld.build(TINY, 0).lm_head.weight
+    )  # still tied
     with pytest.raises(KeyError, match="no world 2"):
         factworld.load(tmp_path / "a", TINY, 2)
 

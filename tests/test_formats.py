@@ -1,4 +1,6 @@
-"""Signs, codebooks, 8-bit floats and changes of basis, against brute force, scikit-learn, scipy and the definition."""
+"""Signs, codebooks, 8-bit floats and changes of basis, against brute force, scikit-learn, scipy and
+the definition.
+"""
 
 import itertools
 
@@ -12,7 +14,9 @@ from layerbook.quantize import grids as q
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def test_signs_are_the_least_squares_choice():
@@ -42,7 +46,10 @@ def test_residuals_masks_and_granularities():
 
     salient = torch.zeros(12, dtype=torch.bool)
     salient[[1, 7]] = True
-    two, one = q.binary(w, axis=0, residuals=1, where=salient)[0], q.binary(w, axis=0, where=~salient)[0]
+    two, one = (
+        q.binary(w, axis=0, residuals=1, where=salient)[0],
+        q.binary(w, axis=0, where=~salient)[0],
+    )
     assert not two[:, ~salient].any() and not one[:, salient].any()
     torch.testing.assert_close(two[:, salient], q.binary(w[:, salient], axis=0, residuals=1)[0])
     torch.testing.assert_close(one[:, ~salient], q.binary(w[:, ~salient], axis=0)[0])
@@ -67,7 +74,12 @@ def best_cuts(x, k):
     best = cost[0].copy()
     best[0] = 0
     for _ in range(k - 1):
-        best = np.array([min(best[i] + (cost[i, j] if i < j else 0) for i in range(j + 1)) for j in range(n + 1)])
+        best = np.array(
+            [
+                min(best[i] + (cost[i, j] if i < j else 0) for i in range(j + 1))
+                for j in range(n + 1)
+            ]
+        )
     return best[n]
 
 
@@ -83,32 +95,64 @@ def test_codebooks_against_the_optimum_and_scikit_learn(k):
     assert inertia(w.numpy(), book.centroids[0]) <= 1.01 * theirs.inertia_
     nearest = (w[:, None] - book.centroids).abs().argmin(1)
     assert torch.equal(nearest.int(), book.codes)
-    # started where scikit-learn starts, and run as long, Lloyd's iterations end where scikit-learn's end
+    # started where scikit-learn starts, and run as long, Lloyd's iterations end where
+    # scikit-learn's end
     start = np.quantile(w.numpy(), np.linspace(0.05, 0.95, 8))
-    theirs = KMeans(8, init=start[:, None], n_init=1, tol=0, max_iter=300, algorithm="lloyd").fit(w.numpy()[:, None])
+    theirs = KMeans(8, init=start[:, None], n_init=1, tol=0, max_iter=300, algorithm="lloyd").fit(
+        w.numpy()[:, None]
+    )
     from layerbook.quantize.formats import _lloyd
+
     x = w[None].sort().values
-    ours, _ = _lloyd(x, torch.nn.functional.pad(x.cumsum(1), (1, 0)), torch.from_numpy(start)[None], 300)
+    ours, _ = _lloyd(
+        x, torch.nn.functional.pad(x.cumsum(1), (1, 0)), torch.from_numpy(start)[None], 300
+    )
     np.testing.assert_allclose(ours[0].numpy(), np.sort(theirs.cluster_centers_[:, 0]), atol=1e-6)
 
 
 def test_codebooks_of_rows_groups_and_odd_ones():
     w = normal(4, 6, 8)
-    for options, rows in (({"axis": 0}, w.flatten(1)), ({"axis": 1}, w.transpose(0, 1).flatten(1)),
-                          ({"axis": -1}, w.flatten(0, 1).T), ({"group": 4}, w.reshape(-1, 4)), ({}, w.reshape(1, -1))):
+    for options, rows in (
+        ({"axis": 0}, w.flatten(1)),
+        ({"axis": 1}, w.transpose(0, 1).flatten(1)),
+        ({"axis": -1}, w.flatten(0, 1).T),
+        ({"group": 4}, w.reshape(-1, 4)),
+        ({}, w.reshape(1, -1)),
+    ):
         book = q.codebook(w, 3, 0, **options)
-        assert book.codes.shape == w.shape and book.centroids.shape == (len(rows), 3) and book.decode().shape == w.shape
+        assert (
+            book.codes.shape == w.shape
+            and book.centroids.shape == (len(rows), 3)
+            and book.decode().shape == w.shape
+        )
         each = torch.stack([q.codebook(row, 3, 0, starts=0).decode() for row in rows])
-        alike = {0: lambda t: t.flatten(1), 1: lambda t: t.transpose(0, 1).flatten(1), -1: lambda t: t.flatten(0, 1).T}
-        ours = alike[options["axis"]](book.decode()) if "axis" in options else book.decode().reshape(rows.shape)
-        assert ((ours - rows).square().sum(1) <= (each - rows).square().sum(1) + 1e-12).all()  # more starts never hurt
+        alike = {
+            0: lambda t: t.flatten(1),
+            1: lambda t: t.transpose(0, 1).flatten(1),
+            -1: lambda t: t.flatten(0, 1).T,
+        }
+        ours = (
+            alike[options["axis"]](book.decode())
+            if "axis" in options
+            else book.decode().reshape(rows.shape)
+        )
+        assert (
+            (ours - rows).square().sum(1) <= (each - rows).square().sum(1) + 1e-12
+        ).all()  # more starts never hurt
     few = torch.tensor([0.0] * 90 + [1.0, 5.0])
-    assert torch.equal(q.codebook(few, 3, 0).decode(), few) and torch.equal(q.codebook(few, 7, 0).decode(), few)
+    assert torch.equal(q.codebook(few, 3, 0).decode(), few) and torch.equal(
+        q.codebook(few, 7, 0).decode(), few
+    )
     assert torch.equal(q.codebook(torch.zeros(5), 2, 0).decode(), torch.zeros(5))
     assert q.codebook(torch.tensor([[2.0]]), 1, 0).decode().item() == 2
     assert torch.equal(q.codebook(w, 4, 3).codes, q.codebook(w, 4, 3).codes)
     assert q.codebook(w.half(), 4, 3).decode().dtype == torch.float32
-    for wrong in ({"k": 0}, {"k": 2, "axis": 0, "group": 2}, {"k": 2, "axis": 5}, {"k": 2, "group": 3}):
+    for wrong in (
+        {"k": 0},
+        {"k": 2, "axis": 0, "group": 2},
+        {"k": 2, "axis": 5},
+        {"k": 2, "group": 3},
+    ):
         with pytest.raises(ValueError, match="codebook|axis|groups"):
             q.codebook(w, seed=0, **wrong)
     with pytest.raises(ValueError, match="w holds NaN"):
@@ -125,7 +169,9 @@ def test_eight_bit_floats_are_the_nearest_of_those_that_exist(kind, bits, bias):
         x = normal(400, seed=seed) * 10.0 ** (2 * seed - 3)
         x = x.clamp(points[0], points[-1])
         ours, at = q.fp8(x, None, kind).numpy(), x.numpy()
-        np.testing.assert_allclose(np.abs(ours - at), np.abs(points[None] - at[:, None]).min(1), rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(
+            np.abs(ours - at), np.abs(points[None] - at[:, None]).min(1), rtol=1e-6, atol=1e-12
+        )
         top = float(x.abs().max()) / points[-1]
         scaled = q.fp8(x, "tensor", kind).numpy()
         nearest = np.abs(points[None] - at[:, None] / top).min(1)
@@ -140,7 +186,9 @@ def test_eight_bit_floats_are_the_nearest_of_those_that_exist(kind, bits, bias):
 def test_eight_bit_floats_saturate_and_refuse():
     assert q.fp8(torch.tensor([1e6, -1e6]), None).tolist() == [448, -448]
     assert q.fp8(torch.tensor([1e6, -1e6]), None, "e5m2").tolist() == [57344, -57344]
-    assert q.fp8(normal(3, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16 and q.fp8(torch.ones(0, 3), "token").shape == (0, 3)
+    assert q.fp8(normal(3, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16 and q.fp8(
+        torch.ones(0, 3), "token"
+    ).shape == (0, 3)
     assert q.fp8(torch.tensor(3.0)).item() == 3 and q.fp8(torch.tensor(3.0), "token").item() == 3
     for wrong in ({"kind": "e3m4"}, {"scale": "row"}):
         with pytest.raises(ValueError, match="fp8"):
@@ -154,9 +202,13 @@ def test_hadamard_matrices_are_orthogonal(n):
     h = q.hadamard(n, 1)
     torch.testing.assert_close(h @ h.T, torch.eye(n).double(), rtol=0, atol=1e-12)
     assert torch.allclose(h.abs(), torch.full_like(h, n**-0.5))
-    assert torch.equal(h, q.hadamard(n, 1)) and (n == 1 or not torch.equal(h, q.hadamard(n, 2)) or n < 12)
+    assert torch.equal(h, q.hadamard(n, 1)) and (
+        n == 1 or not torch.equal(h, q.hadamard(n, 2)) or n < 12
+    )
     if n & (n - 1) == 0:
-        np.testing.assert_allclose(q.hadamard(n).numpy() * n**0.5, scipy.linalg.hadamard(n), atol=1e-9)
+        np.testing.assert_allclose(
+            q.hadamard(n).numpy() * n**0.5, scipy.linalg.hadamard(n), atol=1e-9
+        )
 
 
 def test_rotations_and_scales_change_no_output():
@@ -169,13 +221,20 @@ def test_rotations_and_scales_change_no_output():
     for r in (q.hadamard(96, 0), q.random_rotation(96, 0), torch.eye(96).double()):
         torch.testing.assert_close((x / s @ r) @ (w * s @ r).T, x @ w.T, rtol=0, atol=1e-9)
         torch.testing.assert_close(r @ r.T, torch.eye(96).double(), rtol=0, atol=1e-12)
-    error = lambda a, b: float((q.fake_quantize(a, 4, axis=0) @ q.fake_quantize(b, 4, axis=0).T - x @ w.T).norm())  # noqa: E731
+
+    def error(a, b):
+        product = q.fake_quantize(a, 4, axis=0) @ q.fake_quantize(b, 4, axis=0).T
+        return float((product - x @ w.T).norm())
+
     r = q.hadamard(96, 0)
     assert error(x / s, w * s) < error(x, w) / 2 and error(x @ r, w @ r) < error(x, w)
     assert error(x * s, w / s) > error(x, w)  # the wrong way round hurts
     zero = w.clone()
     zero[:, 3] = 0
-    assert q.smooth(torch.ones(96).double(), zero, 0.5)[3] == 1 and q.smooth(torch.zeros(96).double(), w, 0.5).eq(1).all()
+    assert (
+        q.smooth(torch.ones(96).double(), zero, 0.5)[3] == 1
+        and q.smooth(torch.zeros(96).double(), w, 0.5).eq(1).all()
+    )
     torch.testing.assert_close(q.smooth(x.abs().amax(0), w, 1.0), x.abs().amax(0))
 
 
@@ -190,5 +249,7 @@ def test_what_cannot_be_rotated_or_scaled_is_refused():
             q.smooth(x, torch.ones(2, 4), alpha)
     with pytest.raises(ValueError, match="w holds NaN"):
         q.smooth(torch.ones(4), torch.ones(2, 4) / 0, 0.5)
-    rotation = torch.stack([q.random_rotation(3, s) for s in range(400)])  # uniform: no preferred direction
+    rotation = torch.stack(
+        [q.random_rotation(3, s) for s in range(400)]
+    )  # uniform: no preferred direction
     assert rotation.mean(0).abs().max() < 0.15

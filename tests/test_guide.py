@@ -10,10 +10,16 @@ from layerbook import cli, paths, yamlfile
 from layerbook.claims import cards, discussions, outcomes, papersources
 from layerbook.pipeline import cluster
 
-PAGES = [paths.ROOT / "CONTRIBUTING.md", paths.ROOT / "README.md", *sorted((paths.ROOT / "book" / "guide").glob("*.md"))]
+PAGES = [
+    paths.ROOT / "CONTRIBUTING.md",
+    paths.ROOT / "README.md",
+    *sorted((paths.ROOT / "book" / "guide").glob("*.md")),
+]
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", flags=re.M | re.S)
 PROGRAMS = {"layerbook", "make", "papermill", "dvc", "git", "pip", "python"}
-TARGETS = set(re.findall(r"^([a-z-]+):", (paths.ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
+TARGETS = set(
+    re.findall(r"^([a-z-]+):", (paths.ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
+)
 
 
 def examples(language):
@@ -23,7 +29,9 @@ def examples(language):
         for found in FENCE.finditer(text):
             if found[2] == language:
                 body = "\n".join(line.removeprefix(found[1]) for line in found[3].splitlines())
-                yield pytest.param(body, id=f"{page.name}:{text.count(chr(10), 0, found.start()) + 1}")
+                yield pytest.param(
+                    body, id=f"{page.name}:{text.count(chr(10), 0, found.start()) + 1}"
+                )
 
 
 def commands():
@@ -61,10 +69,16 @@ def test_examples_of_files_are_valid(text, tmp_path, monkeypatch):
 
 def test_every_form_of_test_in_the_guide_is_one_that_cards_take():
     table = (paths.ROOT / "book/guide/claims.md").read_text(encoding="utf-8")
-    forms = [form for row in re.findall(r"^\| (`.*?`) \|", table, flags=re.M) for form in re.findall(r"`([^`]+)`", row)]
+    forms = [
+        form
+        for row in re.findall(r"^\| (`.*?`) \|", table, flags=re.M)
+        for form in re.findall(r"`([^`]+)`", row)
+    ]
     seen = set()
     for form in forms:
-        text = re.sub(r"(?<=[ \[])[xabcd](?=[],} ]|$)", "3.0", form).replace("at_least: s", "at_least: 0.5")
+        text = re.sub(r"(?<=[ \[])[xabcd](?=[],} ]|$)", "3.0", form).replace(
+            "at_least: s", "at_least: 0.5"
+        )
         test = yamlfile.Document("form", f"{{{text}}}").data
         rules = {"$ref": "#/$defs/test", "$defs": cards.schema()["$defs"]}
         assert not list(cards.faults_of(test, rules)), form
@@ -75,7 +89,11 @@ def test_every_form_of_test_in_the_guide_is_one_that_cards_take():
 
 @pytest.mark.parametrize("command", list(commands()))
 def test_commands_exist(command):
-    words = [re.sub(r"^<.*>$", "relp", word) for word in shlex.split(re.sub(r"<[^>]*>", "relp", command)) if word != "."]
+    words = [
+        re.sub(r"^<.*>$", "relp", word)
+        for word in shlex.split(re.sub(r"<[^>]*>", "relp", command))
+        if word != "."
+    ]
     program, rest = words[0], words[1:]
     if program.endswith("activate"):
         return

@@ -1,4 +1,6 @@
-"""Cards and discussions with any one value replaced by hostile text: a message with its line, or a page that shows it as text."""
+"""Cards and discussions with any one value replaced by hostile text: a message with its line, or a
+page that shows it as text.
+"""
 
 import copy
 import io
@@ -23,30 +25,96 @@ from layerbook.pipeline import record
 
 # What somebody might put into a card to break or to take over what reads it.
 WORDS = [
-    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "\" onmouseover=\"alert(1)",
-    "</table></div><h1>x", "{{ 7*7 }}", "${jndi:ldap://x}", "{% raw %}", "\u0000", "a\u202eb",
-    "\u200f", "\ufeff", "x" * 5000, "\n\n# heading\n\n```{raw} html\n<b>\n```\n", "```{raw} html",
-    "{raw-html}`<b>`", "$\\href{javascript:alert(1)}{x}$", "$\\require{html}\\style{color:red}{x}$",
-    "$$", "$x$ `y` *z*", "[x](javascript:alert(1))", "![x](http://x/y.png)", "<http://x>",
-    "javascript:alert(1)", "file:///etc/passwd", "../../etc/passwd", "---", "...",
-    "!!python/object:os.system", "&a [*a]", "*a", "no", "on", "null", "~", "3", "1e400", ".nan",
-    "TODO", "", "   ", "\t", "C1\n", "%YAML 1.1", "# comment", "{a: 1}", "[1, 2", "'", "\"", "\\",
-    "::: {note}", ":::", "---\na: 1\n---\n", "\r\n\r\nx", "\u2028", "@misc{x,}", "}} , evil = {",
-    "\ud7ff\U0001f600", "{download}`x </etc/passwd>`",
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '" onmouseover="alert(1)',
+    "</table></div><h1>x",
+    "{{ 7*7 }}",
+    "${jndi:ldap://x}",
+    "{% raw %}",
+    "\u0000",
+    "a\u202eb",
+    "\u200f",
+    "\ufeff",
+    "x" * 5000,
+    "\n\n# heading\n\n```{raw} html\n<b>\n```\n",
+    "```{raw} html",
+    "{raw-html}`<b>`",
+    "$\\href{javascript:alert(1)}{x}$",
+    "$\\require{html}\\style{color:red}{x}$",
+    "$$",
+    "$x$ `y` *z*",
+    "[x](javascript:alert(1))",
+    "![x](http://x/y.png)",
+    "<http://x>",
+    "javascript:alert(1)",
+    "file:///etc/passwd",
+    "../../etc/passwd",
+    "---",
+    "...",
+    "!!python/object:os.system",
+    "&a [*a]",
+    "*a",
+    "no",
+    "on",
+    "null",
+    "~",
+    "3",
+    "1e400",
+    ".nan",
+    "TODO",
+    "",
+    "   ",
+    "\t",
+    "C1\n",
+    "%YAML 1.1",
+    "# comment",
+    "{a: 1}",
+    "[1, 2",
+    "'",
+    '"',
+    "\\",
+    "::: {note}",
+    ":::",
+    "---\na: 1\n---\n",
+    "\r\n\r\nx",
+    "\u2028",
+    "@misc{x,}",
+    "}} , evil = {",
+    "\ud7ff\U0001f600",
+    "{download}`x </etc/passwd>`",
 ]
 VALUES = st.one_of(
-    st.sampled_from(WORDS), st.text(max_size=40), st.none(), st.booleans(), st.integers(), st.floats(), st.just(10**400),
-    st.lists(st.sampled_from(WORDS), max_size=3), st.dictionaries(st.sampled_from(WORDS), st.sampled_from(WORDS), max_size=2),
-    st.just([]), st.just({}),
+    st.sampled_from(WORDS),
+    st.text(max_size=40),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.just(10**400),
+    st.lists(st.sampled_from(WORDS), max_size=3),
+    st.dictionaries(st.sampled_from(WORDS), st.sampled_from(WORDS), max_size=2),
+    st.just([]),
+    st.just({}),
 )
 REAL = sorted(paths.NOTEBOOKS.glob("*.yaml"), key=lambda file: file.stat().st_size)[:2]
-quick = settings(deadline=None, max_examples=50, derandomize=True,
-                 suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+quick = settings(
+    deadline=None,
+    max_examples=50,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 def places(value, where=()):
     """The path of every value inside a card."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in items:
         yield (*where, key)
         yield from places(inner, (*where, key))
@@ -79,7 +147,11 @@ def accepted(file: Path):
         return cards.read(file)
     except cards.CardError as error:
         lines = [line for line in str(error).split("\n") if line]
-        assert lines and lines[0].startswith(f"{file.name}:") and re.match(r"\d+: .", lines[0].split(":", 1)[1])
+        assert (
+            lines
+            and lines[0].startswith(f"{file.name}:")
+            and re.match(r"\d+: .", lines[0].split(":", 1)[1])
+        )
         return None
 
 
@@ -92,18 +164,35 @@ class Tags(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        if tag in ("script", "iframe", "img", "object", "embed", "link", "style", "base", "h1", "form", "math"):
+        if tag in (
+            "script",
+            "iframe",
+            "img",
+            "object",
+            "embed",
+            "link",
+            "style",
+            "base",
+            "h1",
+            "form",
+            "math",
+        ):
             self.bad.append(tag)
         for name, value in attrs:
             if name.startswith("on") or name in ("style", "srcdoc", "formaction"):
                 self.bad.append(f"{tag} {name}")
-            if name in ("href", "src") and re.match(r"\s*[a-z][a-z0-9+.-]*:", value or "", flags=re.I) \
-                    and not re.match(r"https?://", value or ""):
+            if (
+                name in ("href", "src")
+                and re.match(r"\s*[a-z][a-z0-9+.-]*:", value or "", flags=re.I)
+                and not re.match(r"https?://", value or "")
+            ):
                 self.bad.append(f"{tag} {value}")
 
 
 def harmless(markdown: str, fences: set[str]) -> None:
-    """Nothing in a page's Markdown acts: no foreign tags, no directives or roles, no links or images but the page's own."""
+    """Nothing in a page's Markdown acts: no foreign tags, no directives or roles, no links or
+    images but the page's own.
+    """
     parser = MarkdownIt("commonmark").use(dollarmath_plugin).use(colon_fence_plugin)
     for token in parser.parse(markdown):
         if token.type in ("fence", "colon_fence"):
@@ -113,7 +202,9 @@ def harmless(markdown: str, fences: set[str]) -> None:
             assert not Tags(token.content).bad, token.content
         for part in token.children or []:
             assert part.type not in ("math_inline", "image", "html_inline"), part.content
-            assert part.type != "link_open" or re.match(r"[\w-]+\.ipynb", part.attrs["href"]), part.attrs
+            assert part.type != "link_open" or re.match(r"[\w-]+\.ipynb", part.attrs["href"]), (
+                part.attrs
+            )
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +239,9 @@ def test_a_real_card_with_one_value_replaced(folder, source, data, value, as_key
 
 
 @settings(quick, max_examples=25)
-@given(data=st.data(), raw=st.one_of(st.sampled_from(WORDS), st.text(max_size=30)), whole=st.booleans())
+@given(
+    data=st.data(), raw=st.one_of(st.sampled_from(WORDS), st.text(max_size=30)), whole=st.booleans()
+)
 def test_a_real_card_with_one_line_overwritten(folder, data, raw, whole):
     source = REAL[0]
     lines = source.read_text(encoding="utf-8").split("\n")
@@ -171,8 +264,15 @@ def test_a_real_card_with_bytes_put_in(folder, raw, at):
 
 def test_bombs_are_refused_at_once(folder):
     file = folder / REAL[0].name
-    bombs = ["a: &a [x, x]\n" + "".join(f"k{k}: &b{k} [{f'*b{k - 1}, ' * 9 if k else '*a, '}x]\n" for k in range(40)),
-             "a: " + "[" * 4_000, "a: " + "{b: " * 5_000, "x" * 300_000, "a: " + "9" * 100_000, "- " * 5_000 + "x"]
+    bombs = [
+        "a: &a [x, x]\n"
+        + "".join(f"k{k}: &b{k} [{f'*b{k - 1}, ' * 9 if k else '*a, '}x]\n" for k in range(40)),
+        "a: " + "[" * 4_000,
+        "a: " + "{b: " * 5_000,
+        "x" * 300_000,
+        "a: " + "9" * 100_000,
+        "- " * 5_000 + "x",
+    ]
     for bomb in bombs:
         file.write_text(bomb, encoding="utf-8")
         assert accepted(file) is None
@@ -197,12 +297,16 @@ def test_a_page_shows_a_hostile_card_as_text(book, data, value):
 
 
 @quick
-@given(value=st.one_of(st.sampled_from(WORDS), st.text(max_size=60)),
-       field=st.sampled_from(["reason", "would_change", "title", "summary"]))
+@given(
+    value=st.one_of(st.sampled_from(WORDS), st.text(max_size=60)),
+    field=st.sampled_from(["reason", "would_change", "title", "summary"]),
+)
 def test_a_page_shows_hostile_prose_as_text(book, value, field):
     """The same for what no schema refuses: it must be harmless, whatever lets it through."""
     card = {**CARD, field: value} if field in CARD else CARD
-    said = {"C2": {"reason": "r", "would_change": "w"} | ({field: value} if field not in CARD else {})}
+    said = {
+        "C2": {"reason": "r", "would_change": "w"} | ({field: value} if field not in CARD else {})
+    }
     stored = papers.load(make_clean(book))[0]
     pages(book, papers.Paper("toy-paper", card, stored.records, said))
 
@@ -247,11 +351,23 @@ def test_a_discussion_with_one_value_replaced(folder, data, value, as_key):
     except discussions.DiscussionError as error:
         assert re.match(r"discussion/discussion\.yaml:\d+: .", str(error))
     else:
-        assert all(isinstance(text, str) and text.strip() for prose in read.values() for text in prose.values())
+        assert all(
+            isinstance(text, str) and text.strip()
+            for prose in read.values()
+            for text in prose.values()
+        )
 
 
-@pytest.mark.parametrize("math", [r"$\href{javascript:alert(1)}{x}$", r"$\require{html}x$", r"$\def\a{b}\a$", r"$a\)<b$",
-                                  r"$\class{x}{y}$"])
+@pytest.mark.parametrize(
+    "math",
+    [
+        r"$\href{javascript:alert(1)}{x}$",
+        r"$\require{html}x$",
+        r"$\def\a{b}\a$",
+        r"$a\)<b$",
+        r"$\class{x}{y}$",
+    ],
+)
 def test_math_that_could_act_is_shown_as_written(math):
     assert "math" not in markup.inline(math)
 
@@ -265,11 +381,15 @@ DECIDES = ("id", "kind", "tests", "smallest", "tier", "twin", "rival", "fails", 
 
 def deciding(card):
     """What of a card decides its verdicts."""
-    return [{k: claim.get(k) for k in DECIDES} for claim in card["claims"]] + [(g["id"], g["test"]) for g in card.get("gates", [])]
+    return [{k: claim.get(k) for k in DECIDES} for claim in card["claims"]] + [
+        (g["id"], g["test"]) for g in card.get("gates", [])
+    ]
 
 
 def test_no_hostile_card_is_fresh_with_other_verdicts(house):
-    """With evidence in place, `problems` neither raises nor is content with a card that decides otherwise."""
+    """With evidence in place, `problems` neither raises nor is content with a card that decides
+    otherwise.
+    """
     from layerbook.pipeline import runner
 
     runner.run("toy")

@@ -1,4 +1,6 @@
-"""Warm kernels: forked from a parent with the imports done, and in nothing else different from plain ones."""
+"""Warm kernels: forked from a parent with the imports done, and in nothing else different from
+plain ones.
+"""
 
 import importlib.util
 import json
@@ -15,7 +17,9 @@ import pytest
 
 from layerbook.pipeline import _warm, kernels, runner
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="no forkserver on this system: plain kernels are used there")
+pytestmark = pytest.mark.skipif(
+    not kernels.available(), reason="no forkserver on this system: plain kernels are used there"
+)
 LOOK = """\
 import json, os, random, sys
 import matplotlib, matplotlib.pyplot as plt, numpy as np, torch
@@ -41,12 +45,19 @@ def test_warm_and_plain_kernels_differ_in_nothing_that_a_notebook_sees(house):
     plain, files = look(house, warm=False)
     warm, again = look(house, warm=True)
     assert warm == plain
-    assert warm["cwd"] == str(house.root) and warm["main"] == "__main__" and warm["tqdm"] == "1" and not warm["cuda"]
+    assert (
+        warm["cwd"] == str(house.root)
+        and warm["main"] == "__main__"
+        and warm["tqdm"] == "1"
+        and not warm["cuda"]
+    )
     for name in files:
         if name.endswith(".ipynb"):
             assert files[name] == again[name]
     old, new = (json.loads(f["cpu/toy.json"]) for f in (files, again))
-    assert {k: old[k] for k in ("claims", "inputs", "device")} == {k: new[k] for k in ("claims", "inputs", "device")}
+    assert {k: old[k] for k in ("claims", "inputs", "device")} == {
+        k: new[k] for k in ("claims", "inputs", "device")
+    }
 
 
 def test_each_kernel_has_the_threads_that_were_asked_for(house):
@@ -63,12 +74,16 @@ def test_runs_do_not_inherit_each_others_random_state(house):
 
 
 def test_the_parent_touches_no_gpu_and_none_of_our_modules():
-    code = ("import sys\nfrom layerbook import _warm; _warm.load(); import torch\n"
-            "assert not torch.cuda.is_initialized()\n"
-            "assert not [line for line in open('/proc/self/maps') if 'libcuda.so' in line]\n"
-            "assert not [m for m in sys.modules if m.startswith('layerbook.') and m != 'layerbook.pipeline._warm']\n"
-            "assert 'transformers' in sys.modules")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
+    code = (
+        "import sys\nfrom layerbook import _warm; _warm.load(); import torch\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "assert not [line for line in open('/proc/self/maps') if 'libcuda.so' in line]\n"
+        "assert not [m for m in sys.modules if m.startswith('layerbook.') and m != 'layerbook.pipeline._warm']\n"
+        "assert 'transformers' in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr[-500:]
 
 
@@ -93,7 +108,9 @@ def taken(monkeypatch):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        monkeypatch.setattr(connect.LocalPortCache, "find_available_port", lambda self, ip: other.getsockname()[1])
+        monkeypatch.setattr(
+            connect.LocalPortCache, "find_available_port", lambda self, ip: other.getsockname()[1]
+        )
         yield
 
 
@@ -131,14 +148,21 @@ def test_an_interrupt_reaches_a_warm_kernel_and_nobody_else():
         await manager.shutdown_kernel(now=True)
         return f"{reply['content'].get('ename')} {alive}"
 
-    with ThreadPoolExecutor(1) as elsewhere:  # the browser tests leave an event loop running in the main thread
+    with ThreadPoolExecutor(
+        1
+    ) as elsewhere:  # the browser tests leave an event loop running in the main thread
         assert elsewhere.submit(asyncio.run, stop_it()).result() == "KeyboardInterrupt True"
 
 
 def test_kernels_end_when_their_driver_is_killed(house):
     house.paper(extra="import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(120)")
-    child = subprocess.Popen([sys.executable, "-m", "layerbook", "run", "toy"], cwd=house.root, start_new_session=True,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "layerbook", "run", "toy"],
+        cwd=house.root,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     mark = house.root / "pid"
     wait(lambda: mark.exists() and mark.read_text(encoding="utf-8"), 60)
     os.kill(child.pid, signal.SIGKILL)

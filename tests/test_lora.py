@@ -9,8 +9,14 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from layerbook.networks import lora
 
 CONFIGS = {
-    "llama": LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,
-                         num_key_value_heads=2),
+    "llama": LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    ),
     "gpt2": GPT2Config(vocab_size=40, n_embd=16, n_layer=3, n_head=4, n_positions=32),
 }
 HEAD, ROWS = [1, 2, 3], [([4, 5, 6, 7], 2), ([8, 9, 10], 1), ([4, 11], 1)]
@@ -34,10 +40,18 @@ def test_it_learns_the_answers_changes_all_blocks_by_low_rank_and_nothing_else(n
     before = {k: v.clone() for k, v in network.state_dict().items()}
     tuned = lora.tune(network, HEAD, ROWS, 30, 0, rank=2, rate=2e-2)
     assert nats(tuned) < nats(network) - 0.2
-    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())  # the expert is left alone
-    assert set(tuned.state_dict()) == set(before) and not any(p.requires_grad for p in tuned.parameters())
-    changed = {k: (v - before[k]) for k, v in tuned.state_dict().items() if not torch.equal(v, before[k])}
-    assert all(v.ndim == 2 and torch.linalg.matrix_rank(v, atol=1e-5) <= 2 for v in changed.values())
+    assert all(
+        torch.equal(v, before[k]) for k, v in network.state_dict().items()
+    )  # the expert is left alone
+    assert set(tuned.state_dict()) == set(before) and not any(
+        p.requires_grad for p in tuned.parameters()
+    )
+    changed = {
+        k: (v - before[k]) for k, v in tuned.state_dict().items() if not torch.equal(v, before[k])
+    }
+    assert all(
+        v.ndim == 2 and torch.linalg.matrix_rank(v, atol=1e-5) <= 2 for v in changed.values()
+    )
     matrices = [k for k, v in before.items() if v.ndim == 2 and ("layers." in k or ".h." in k)]
     assert set(changed) == set(matrices)  # every matrix of every block, and no embedding
 
@@ -52,7 +66,11 @@ def test_it_is_reproducible_and_starts_from_the_expert(network):
 
 def test_only_the_answers_are_learnt(network, monkeypatch):
     seen, plain = [], torch.nn.functional.cross_entropy
-    monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda x, y, **kw: (seen.append(y), plain(x, y, **kw))[1])
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "cross_entropy",
+        lambda x, y, **kw: (seen.append(y), plain(x, y, **kw))[1],
+    )
     lora.tune(network, HEAD, ROWS, 1, 0)
     assert sorted(seen[0][seen[0] != -100].tolist()) == [6, 7, 9, 10, 11]
 

@@ -15,15 +15,18 @@ def start(house, **changes):
     return paper.start("toy", PARAMS | changes)
 
 
-@pytest.mark.parametrize(("changes", "says"), [
-    ({"speed": 3}, "no parameter 'speed'. It takes tier"),
-    ({"tier": "huge"}, "choices: auto, smoke, cpu, gpu, gpu-dry"),
-    ({"device": "tpu"}, "choices: auto, cpu, cuda"),
-    ({"shift": 11}, r"must lie in \[-10, 10\]"),
-    ({"shift": "far"}, "is not a number"),
-    ({"seed": -1}, "must lie in"),
-    ({"seed": True}, "is not a number"),
-])
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"speed": 3}, "no parameter 'speed'. It takes tier"),
+        ({"tier": "huge"}, "choices: auto, smoke, cpu, gpu, gpu-dry"),
+        ({"device": "tpu"}, "choices: auto, cpu, cuda"),
+        ({"shift": 11}, r"must lie in \[-10, 10\]"),
+        ({"shift": "far"}, "is not a number"),
+        ({"seed": -1}, "must lie in"),
+        ({"seed": True}, "is not a number"),
+    ],
+)
 def test_bad_parameters_are_refused_with_the_choices(house, changes, says):
     with pytest.raises(paper.ParameterError, match=says):
         start(house, **changes)
@@ -82,12 +85,16 @@ def test_method_cells_load_without_a_run(house):
 
     m = method.load("toy")
     assert m.draw(np.random.default_rng(0), 5.0).mean() > 4
-    broken = method.load("toy", draw="def draw(rng, shift, n=8):\n    return -shift * rng.random(n)")
+    broken = method.load(
+        "toy", draw="def draw(rng, shift, n=8):\n    return -shift * rng.random(n)"
+    )
     assert broken.draw(np.random.default_rng(0), 5.0).mean() < 0
 
 
 def test_method_cells_do_not_inherit_the_loaders_future_imports(house):
-    m = method.load("toy", box="from dataclasses import dataclass\n\n@dataclass\nclass Box:\n    size: int = 1")
+    m = method.load(
+        "toy", box="from dataclasses import dataclass\n\n@dataclass\nclass Box:\n    size: int = 1"
+    )
     assert m.Box(2).size == 2
     assert m.Box.__annotations__ == {"size": int}  # not the string "int"
 
@@ -96,7 +103,11 @@ def test_a_model_that_does_not_exist_is_refused_before_any_compute(house, monkey
     from bench.toy import CARD
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    house.paper(card=CARD.replace("parameters:\n", 'parameters:\n  model: {{help: "a model", kind: causal-lm}}\n'))
+    house.paper(
+        card=CARD.replace(
+            "parameters:\n", 'parameters:\n  model: {{help: "a model", kind: causal-lm}}\n'
+        )
+    )
     with pytest.raises(paper.ParameterError, match="model = 'no-such/model'"):
         start(house, model="no-such/model")
     with pytest.raises(paper.ParameterError, match="give smollm2"):

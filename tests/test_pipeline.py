@@ -1,4 +1,6 @@
-"""The graph: derived from imports, stale exactly where it should be, and nothing re-recorded in silence."""
+"""The graph: derived from imports, stale exactly where it should be, and nothing re-recorded in
+silence.
+"""
 
 import shutil
 import subprocess
@@ -11,7 +13,8 @@ from ruamel.yaml import YAML
 from layerbook import paths
 from layerbook.claims import cards
 from layerbook.families import scores
-from layerbook.pipeline import deps, stages as pipeline
+from layerbook.pipeline import deps
+from layerbook.pipeline import stages as pipeline
 
 ROOT = paths.ROOT
 DVC = [sys.executable, "-m", "dvc"]
@@ -26,23 +29,45 @@ def test_a_papers_stage_depends_on_its_digest_and_its_data_alone():
     for slug in cards.slugs():
         listed = stages[slug]["deps"]
         assert f"build/digests/{slug}.json" in listed
-        assert all(d.startswith(("build/digests/", "build/prepared/", "results/models/")) for d in listed), listed
-    assert "build/prepared/smollm2" in stages["relp"]["deps"] and "build/prepared/fashion-mnist" in stages["noprop"]["deps"]
+        assert all(
+            d.startswith(("build/digests/", "build/prepared/", "results/models/")) for d in listed
+        ), listed
+    assert (
+        "build/prepared/smollm2" in stages["relp"]["deps"]
+        and "build/prepared/fashion-mnist" in stages["noprop"]["deps"]
+    )
     for name in deps.trained():
         assert f"build/digests/train-{name}.json" in stages[f"train-{name}"]["deps"]
-    assert "build/digests/decide.json" in stages["decide"]["deps"] and "results/cpu/relp.json" in stages["decide"]["deps"]
+    assert (
+        "build/digests/decide.json" in stages["decide"]["deps"]
+        and "results/cpu/relp.json" in stages["decide"]["deps"]
+    )
     shown = stages["report"]["deps"]
-    assert {"notebooks/relp.yaml", "notebooks/relp.ipynb", "results/cpu/relp.verdicts.json", "book/discussion"} <= set(shown)
+    assert {
+        "notebooks/relp.yaml",
+        "notebooks/relp.ipynb",
+        "results/cpu/relp.verdicts.json",
+        "book/discussion",
+    } <= set(shown)
 
 
 def test_the_comparison_reads_scores_alone_and_needs_all_its_papers(monkeypatch):
     stages, slugs = pipeline.stages(), sorted({s.slug for s in scores.SCORES})
-    read = [name for name in stages["compare-quantization"]["deps"] if name.startswith(("results/", "notebooks/"))]
+    read = [
+        name
+        for name in stages["compare-quantization"]["deps"]
+        if name.startswith(("results/", "notebooks/"))
+    ]
     assert read == [scores.FILE], "seconds of a run make nothing stale"
-    assert {f"results/cpu/{slug}.json" for slug in slugs} < set(stages["collect-layer-scores"]["deps"])
+    assert {f"results/cpu/{slug}.json" for slug in slugs} < set(
+        stages["collect-layer-scores"]["deps"]
+    )
     monkeypatch.setattr(cards, "slugs", lambda: slugs[1:])
     rest = pipeline.stages()
-    assert not any(name.startswith(("collect-", "compare-")) for name in rest) and pipeline.COMPARISON not in rest["report"]["deps"]
+    assert (
+        not any(name.startswith(("collect-", "compare-")) for name in rest)
+        and pipeline.COMPARISON not in rest["report"]["deps"]
+    )
 
 
 @pytest.fixture
@@ -70,8 +95,16 @@ def test_imports_are_followed(scratch):
     scratch("b.py", "def f():\n    import layerbook.c\n")
     scratch("c.py", "from os import path\n")
     scratch("d.py")
-    assert [f.stem for f in deps.closure(deps.imported("from layerbook import a"))] == ["__init__", "a", "b", "c"]
-    assert [f.stem for f in deps.closure(deps.imported("from layerbook.c import path"))] == ["__init__", "c"]
+    assert [f.stem for f in deps.closure(deps.imported("from layerbook import a"))] == [
+        "__init__",
+        "a",
+        "b",
+        "c",
+    ]
+    assert [f.stem for f in deps.closure(deps.imported("from layerbook.c import path"))] == [
+        "__init__",
+        "c",
+    ]
 
 
 def test_the_packages_above_a_module_are_inputs_with_all_that_they_import(scratch):
@@ -79,7 +112,12 @@ def test_the_packages_above_a_module_are_inputs_with_all_that_they_import(scratc
     scratch("a/b.py")
     scratch("c.py")
     assert closed("layerbook.a.b") == ["__init__.py", "a/__init__.py", "a/b.py", "c.py"]
-    assert closed(*deps.imported("import layerbook.a.b as x")) == ["__init__.py", "a/__init__.py", "a/b.py", "c.py"]
+    assert closed(*deps.imported("import layerbook.a.b as x")) == [
+        "__init__.py",
+        "a/__init__.py",
+        "a/b.py",
+        "c.py",
+    ]
 
 
 def test_relative_imports_are_followed(scratch):
@@ -87,24 +125,47 @@ def test_relative_imports_are_followed(scratch):
     scratch("a/b.py", "from . import c\nfrom .. import d\nfrom ..f import g\n")
     for name in ("a/c.py", "a/e.py", "d.py", "f.py", "other.py"):
         scratch(name)
-    assert closed("layerbook.a.b") == ["__init__.py", "a/__init__.py", "a/b.py", "a/c.py", "a/e.py", "d.py", "f.py"]
+    assert closed("layerbook.a.b") == [
+        "__init__.py",
+        "a/__init__.py",
+        "a/b.py",
+        "a/c.py",
+        "a/e.py",
+        "d.py",
+        "f.py",
+    ]
 
 
 def test_files_that_a_module_names_beside_itself_are_inputs(scratch):
     scratch("a/__init__.py")
-    scratch("a/b.py", "from pathlib import Path\nSCHEMA = Path(__file__).parent / 'shape.json'\nT = 'forms'\n")
+    scratch(
+        "a/b.py",
+        "from pathlib import Path\nSCHEMA = Path(__file__).parent / 'shape.json'\nT = 'forms'\n",
+    )
     scratch("a/shape.json", "{}")
     scratch("a/forms/page.html")
     scratch("a/unused.json", "{}")
-    assert closed("layerbook.a.b") == ["__init__.py", "a/__init__.py", "a/b.py", "a/forms/page.html", "a/shape.json"]
+    assert closed("layerbook.a.b") == [
+        "__init__.py",
+        "a/__init__.py",
+        "a/b.py",
+        "a/forms/page.html",
+        "a/shape.json",
+    ]
 
 
 def test_networks_and_what_their_training_reads_are_derived(scratch):
-    scratch("inputs.py", "def bible():\n    return _prepared('web-bible')\n\n\ndef code(name):\n    return f'python-{name}'\n"
-                         "\n\ndef mnist():\n    return 'mnist'\n")
+    scratch(
+        "inputs.py",
+        "def bible():\n    return _prepared('web-bible')\n\n\ndef code(name):\n    return f'python-{name}'\n"
+        "\n\ndef mnist():\n    return 'mnist'\n",
+    )
     scratch("nets/__init__.py")
-    scratch("nets/one.py", "from layerbook import inputs\nfrom . import texts\nNETWORK = 'one'\n"
-                           "def make():\n    return map(inputs.code, 'abc')\n")
+    scratch(
+        "nets/one.py",
+        "from layerbook import inputs\nfrom . import texts\nNETWORK = 'one'\n"
+        "def make():\n    return map(inputs.code, 'abc')\n",
+    )
     scratch("nets/texts.py", "from layerbook.data.loaders import bible\n")
     scratch("nets/two.py", "from layerbook import inputs\nNETWORK = 'two'\n")
     assert deps.trained() == {"one": "layerbook.nets.one", "two": "layerbook.nets.two"}
@@ -122,9 +183,15 @@ def test_dependencies_are_found_without_torch():
 
 @pytest.fixture
 def project(house, monkeypatch):
-    """A root with git, DVC, its own copy of the package, and two papers of which one imports a method's module more."""
+    """A root with git, DVC, its own copy of the package, and two papers of which one imports a
+    method's module more.
+    """
     (house.root / "src").unlink()
-    shutil.copytree(ROOT / "src" / "layerbook", house.root / "src" / "layerbook", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "src" / "layerbook",
+        house.root / "src" / "layerbook",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     shutil.copy(ROOT / ".dvcignore", house.root)
     house.paper("plain")
     house.paper("drawn", extra="from layerbook import plots, sweeps")
@@ -146,14 +213,22 @@ def stale(project) -> set[str]:
 
     subprocess.run([*DVC, "repro", "-q", "-s", "digests"], cwd=project.root, check=True)
     command = [*DVC, "status", "--json", "plain", "drawn", "decide"]
-    return set(json.loads(subprocess.run(command, cwd=project.root, capture_output=True, encoding="utf-8", check=True).stdout))
+    return set(
+        json.loads(
+            subprocess.run(
+                command, cwd=project.root, capture_output=True, encoding="utf-8", check=True
+            ).stdout
+        )
+    )
 
 
 def test_stale_is_exactly_what_an_edit_can_change(project):
     assert stale(project) == set()
     lock, results = (project.root / "dvc.lock").read_bytes(), project.results()
     subprocess.run([*DVC, "repro", "-q", "decide"], cwd=project.root, check=True)
-    assert (project.root / "dvc.lock").read_bytes() == lock and project.results() == results, "a no-op changes nothing"
+    assert (project.root / "dvc.lock").read_bytes() == lock and project.results() == results, (
+        "a no-op changes nothing"
+    )
 
     source = project.root / "src" / "layerbook"
 
@@ -169,7 +244,10 @@ def test_stale_is_exactly_what_an_edit_can_change(project):
     for shown in ("tables.py", "plots.py", "report.py", "scaffold.py"):
         assert after(lambda text: text + "\nX = 1\n", shown) == set(), shown
     assert after(lambda text: text + "\n# a comment\n", "sweeps.py") == set()
-    assert after(lambda text: text.replace("Numbers are drawn.", "Numbers were drawn."), "plain.yaml") == set()
+    assert (
+        after(lambda text: text.replace("Numbers are drawn.", "Numbers were drawn."), "plain.yaml")
+        == set()
+    )
     assert after(lambda text: text.replace("# A paper", "#  A paper"), "plain.ipynb") == set()
     assert after(lambda text: text + "\nX = 1\n", "claims.py") == {"decide"}
     assert after(lambda text: text.replace("above: 0.5", "above: 0.4"), "plain.yaml") == {"decide"}
@@ -180,7 +258,10 @@ def test_stale_is_exactly_what_an_edit_can_change(project):
     assert stale(project) == {"plain"}
     subprocess.run([*DVC, "repro", "-q", "decide"], cwd=project.root, check=True)
     new = project.results()
-    assert new["cpu/drawn.json"] == results["cpu/drawn.json"] and new["cpu/plain.json"] != results["cpu/plain.json"]
+    assert (
+        new["cpu/drawn.json"] == results["cpu/drawn.json"]
+        and new["cpu/plain.json"] != results["cpu/plain.json"]
+    )
 
 
 def test_condas_environment_takes_the_lock():
@@ -191,7 +272,9 @@ def test_condas_environment_takes_the_lock():
 
 
 def test_ci_runs_what_the_readme_says():
-    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8") and "make test" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8") and "make test" in (
+        ROOT / "README.md"
+    ).read_text(encoding="utf-8")
     assert "make book" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 

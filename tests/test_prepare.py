@@ -1,4 +1,6 @@
-"""Prepared assets: right by independent readers, equal bytes on every run, clear about damaged raw files."""
+"""Prepared assets: right by independent readers, equal bytes on every run, clear about damaged raw
+files.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,13 @@ import pytest
 import torch
 
 from layerbook import paths
-from layerbook.data import gguf as gguf_model, loaders, manifest, prepare
+from layerbook.data import gguf as gguf_model
+from layerbook.data import loaders, manifest, prepare
 from layerbook.data.manifest import AssetError
 
-real_data = pytest.mark.skipif(not paths.DATA.is_dir(), reason="the data folder has not been fetched")
+real_data = pytest.mark.skipif(
+    not paths.DATA.is_dir(), reason="the data folder has not been fetched"
+)
 TINY = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 262, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
@@ -30,9 +35,16 @@ GGUF_PARTS = {value: key for key, value in gguf_model.BLOCK.items()}
 
 
 def permute(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Order rows as GGUF does, head by head: row i of the first half, then row i of the second half."""
+    """Order rows as GGUF does, head by head: row i of the first half, then row i of the second
+    half.
+    """
     size = len(weight) // heads
-    order = [h * size + half * size // 2 + i for h in range(heads) for i in range(size // 2) for half in (0, 1)]
+    order = [
+        h * size + half * size // 2 + i
+        for h in range(heads)
+        for i in range(size // 2)
+        for half in (0, 1)
+    ]
     return weight[order]
 
 
@@ -76,7 +88,9 @@ def write_gguf(model: torch.nn.Module, path: Path) -> None:
         if name == "lm_head.weight":
             continue
         if "q_proj" in name or "k_proj" in name:
-            weight = permute(weight, TINY[f"num_{'attention' if 'q_proj' in name else 'key_value'}_heads"])
+            weight = permute(
+                weight, TINY[f"num_{'attention' if 'q_proj' in name else 'key_value'}_heads"]
+            )
         parts = name.split(".")
         if parts[1] == "layers":
             name = f"blk.{parts[2]}.{GGUF_PARTS['.'.join(parts[3:-1])]}.weight"
@@ -115,12 +129,16 @@ def test_a_converted_model_computes_what_the_first_did(tiny, tmp_path: Path, mon
     ]
     assert tokenizer.decode(tokenizer("héllo <1>").input_ids) == "héllo <1>"
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<1>", "<2>", "<2>")
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
+    assert (
+        tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
+    )
 
     monkeypatch.setattr(gguf_model, "unpermute", lambda weight, heads: weight)
     gguf_model.convert(path, tmp_path)
     scrambled, _ = loaders.causal_lm(tmp_path)
-    assert not torch.allclose(scrambled(ids).logits, expected, atol=1e-2), "the order of rows must matter"
+    assert not torch.allclose(scrambled(ids).logits, expected, atol=1e-2), (
+        "the order of rows must matter"
+    )
 
 
 def test_unpermute_undoes_permute() -> None:
@@ -140,7 +158,9 @@ def test_foreign_tensors_and_tokenizers_are_refused() -> None:
     with pytest.raises(KeyError):
         gguf_model.tensor_name("blk.0.ssm_in.weight")
     with pytest.raises(ValueError, match="only SmolLM's tokenizer"):
-        gguf_model.tokenizer_json({"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default"})
+        gguf_model.tokenizer_json(
+            {"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default"}
+        )
 
 
 def test_read_idx(tmp_path: Path) -> None:
@@ -176,7 +196,9 @@ def test_plain_verse(osis: str, plain: str) -> None:
 @lru_cache
 def fake_digits(count: int) -> bytes:
     """JSON of `count` images of one class; image k has the grey value k % 256 everywhere."""
-    return json.dumps({"data": [round(k % 256 / 255, 3) for k in range(count) for _ in range(784)]}).encode()
+    return json.dumps(
+        {"data": [round(k % 256 / 255, 3) for k in range(count) for _ in range(784)]}
+    ).encode()
 
 
 def fake_mnist(folder: Path, count: int = 1000) -> Path:
@@ -203,9 +225,14 @@ def test_prepare_replaces_one_folder_and_no_other(tmp_path: Path) -> None:
     assert sorted(path.name for path in prepared.iterdir()) == ["mnist", "other"]
     digits = loaders.mnist(out)
     assert digits["x"].dtype == digits["y"].dtype == np.uint8
-    assert np.array_equal(digits["x"][:256, 5, 5], np.arange(256)), "every grey level survives three decimals"
+    assert np.array_equal(digits["x"][:256, 5, 5], np.arange(256)), (
+        "every grey level survives three decimals"
+    )
     card = json.loads((out / "card.json").read_text(encoding="utf-8"))
-    assert card["files"]["mnist/3.json"] == hashlib.sha256((tmp_path / "data/mnist/3.json").read_bytes()).hexdigest()
+    assert (
+        card["files"]["mnist/3.json"]
+        == hashlib.sha256((tmp_path / "data/mnist/3.json").read_bytes()).hexdigest()
+    )
 
 
 def test_a_failed_preparation_keeps_the_old_folder(tmp_path: Path) -> None:
@@ -223,14 +250,19 @@ def test_damaged_raw_files_are_named_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "data/mnist/4.json").write_text("{}", encoding="utf-8")
     with pytest.raises(AssetError, match=r"mnist/4\.json: damaged.*assets fetch mnist"):
         prepare.prepare("mnist", tmp_path / "data", tmp_path / "prepared", listed)
-    with pytest.raises(AssetError, match="nothing is prepared from 'mist'. Known: smollm2, fashion-mnist"):
+    with pytest.raises(
+        AssetError, match="nothing is prepared from 'mist'. Known: smollm2, fashion-mnist"
+    ):
         prepare.prepare("mist")
     with pytest.raises(AssetError, match=r"missing.*assets fetch smollm2"):
         prepare.prepare("smollm2", tmp_path / "empty", tmp_path / "prepared")
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
 
 
 @real_data
@@ -242,7 +274,9 @@ def test_two_runs_give_equal_bytes(name: str, tmp_path: Path) -> None:
     first = hashes(prepare.prepare(name, prepared=tmp_path / "first"))
     assert first == hashes(tmp_path / "second" / name)
     if (paths.PREPARED / name).is_dir():
-        assert first == hashes(paths.PREPARED / name), "build/prepared is stale: python -m layerbook.data.prepare"
+        assert first == hashes(paths.PREPARED / name), (
+            "build/prepared is stale: python -m layerbook.data.prepare"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -262,8 +296,12 @@ def test_smollm2_weights_are_those_of_the_gguf(smollm2: Path) -> None:
     assert len(weights) == len(reader.tensors) == 272
     heads = {"attn_q": 9, "attn_k": 3}
     for tensor in reader.tensors:
-        if tensor.name in ("token_embd.weight", "output_norm.weight") or tensor.name.startswith(("blk.0.", "blk.29.")):
-            expected = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()).half()
+        if tensor.name in ("token_embd.weight", "output_norm.weight") or tensor.name.startswith(
+            ("blk.0.", "blk.29.")
+        ):
+            expected = torch.from_numpy(
+                gguf.dequantize(tensor.data, tensor.tensor_type).copy()
+            ).half()
             found = weights[gguf_model.tensor_name(tensor.name)]
             part = tensor.name.split(".")[-2]
             if part in heads:
@@ -287,13 +325,19 @@ def test_smollm2_speaks(smollm2: Path) -> None:
     ids = tokenizer(text).input_ids
     assert tokenizer.decode(ids) == text
     assert sum(token.isdigit() for token in tokenizer.convert_ids_to_tokens(ids)) == 7
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
 
 
 @real_data
 def test_data_sets_are_what_they_say(tmp_path: Path) -> None:
-    made = {name: prepare.prepare(name, prepared=tmp_path) for name in prepare.MAKERS if name != "smollm2"}
+    made = {
+        name: prepare.prepare(name, prepared=tmp_path)
+        for name in prepare.MAKERS
+        if name != "smollm2"
+    }
     clothes = loaders.fashion_mnist(made["fashion-mnist"])
     assert clothes["train_x"].shape == (60_000, 28, 28)
     assert clothes["test_x"].shape == (10_000, 28, 28)
@@ -308,34 +352,68 @@ def test_data_sets_are_what_they_say(tmp_path: Path) -> None:
     assert len(bible) == 66
     assert sum(map(len, bible.values())) == 31_095
     assert bible["Genesis"][0] == "In the beginning, God created the heavens and the earth."
-    assert bible["Revelation of John"][-1] == "The grace of the Lord Jesus Christ be with all the saints. Amen."
+    assert (
+        bible["Revelation of John"][-1]
+        == "The grace of the Lord Jesus Christ be with all the saints. Amen."
+    )
     assert min(bible["John"], key=len) == "Jesus wept."
-    assert not any(set(verse) & set("<>&{}[]") or "  " in verse for book in bible.values() for verse in book)
+    assert not any(
+        set(verse) & set("<>&{}[]") or "  " in verse for book in bible.values() for verse in book
+    )
     packages = ("django", "networkx", "sympy")
-    code = {package: json.loads((made[f"python-{package}"] / "sources.json").read_text(encoding="utf-8")) for package in packages}
-    assert {package: len(modules) for package, modules in code.items()} == {"django": 883, "networkx": 288, "sympy": 855}
+    code = {
+        package: json.loads(
+            (made[f"python-{package}"] / "sources.json").read_text(encoding="utf-8")
+        )
+        for package in packages
+    }
+    assert {package: len(modules) for package, modules in code.items()} == {
+        "django": 883,
+        "networkx": 288,
+        "sympy": 855,
+    }
     assert not any("tests" in module.split("/") for modules in code.values() for module in modules)
-    assert loaders.python_code("networkx", made["python-networkx"])["networkx/classes/graph.py"].count("\nclass Graph") == 1
+    assert (
+        loaders.python_code("networkx", made["python-networkx"])["networkx/classes/graph.py"].count(
+            "\nclass Graph"
+        )
+        == 1
+    )
     ast.parse(code["sympy"]["sympy/core/basic.py"])
     from sklearn.datasets import load_sample_image
 
     photos = loaders.photos(made["sklearn-photos"])
-    assert all(np.array_equal(photos[name], load_sample_image(f"{name}.jpg")) for name in ("china", "flower"))
+    assert all(
+        np.array_equal(photos[name], load_sample_image(f"{name}.jpg"))
+        for name in ("china", "flower")
+    )
 
 
 @real_data
 def test_minilm_knows_what_belongs_together() -> None:
-    """Two of three sentences say nearly the same: mean states of the encoder, as its card prescribes."""
+    """Two of three sentences say nearly the same: mean states of the encoder, as its card
+    prescribes.
+    """
     model, tokenizer = loaders.encoder("minilm")
-    batch = tokenizer(["A man is eating food.", "Someone has a meal.", "The stock market fell."], return_tensors="pt", padding=True)
+    batch = tokenizer(
+        ["A man is eating food.", "Someone has a meal.", "The stock market fell."],
+        return_tensors="pt",
+        padding=True,
+    )
     mask = batch.attention_mask[..., None]
     mean = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-    near, far, other = (torch.cosine_similarity(mean[a], mean[b], dim=0).item() for a, b in ((0, 1), (0, 2), (1, 2)))
+    near, far, other = (
+        torch.cosine_similarity(mean[a], mean[b], dim=0).item() for a, b in ((0, 1), (0, 2), (1, 2))
+    )
     assert near > 0.5 > 0.2 > max(far, other)
-    assert model.config.num_hidden_layers == 6 and not any(p.requires_grad for p in model.parameters())
+    assert model.config.num_hidden_layers == 6 and not any(
+        p.requires_grad for p in model.parameters()
+    )
 
 
-def test_missing_and_damaged_inputs_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_damaged_inputs_say_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(paths, "PREPARED", tmp_path)
     for load in (
         loaders.mnist,
@@ -346,7 +424,9 @@ def test_missing_and_damaged_inputs_say_what_to_do(tmp_path: Path, monkeypatch: 
         lambda: loaders.encoder("minilm"),
         lambda: loaders.python_code("django"),
     ):
-        with pytest.raises(loaders.InputError, match=r"missing\. Make it with: python -m layerbook\.assets fetch"):
+        with pytest.raises(
+            loaders.InputError, match=r"missing\. Make it with: python -m layerbook\.assets fetch"
+        ):
             load()
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist/digits.safetensors").write_bytes(b"cut")
@@ -354,7 +434,9 @@ def test_missing_and_damaged_inputs_say_what_to_do(tmp_path: Path, monkeypatch: 
         loaders.mnist()
 
 
-def test_models_that_cannot_be_had_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_cannot_be_had_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import HfApi
 
     def offline(*args: object, **options: object) -> None:
@@ -377,7 +459,10 @@ def test_a_run_supplies_model_and_device(tiny, tmp_path: Path) -> None:
     gguf_model.convert(tiny[1], tmp_path)
     used: list[str] = []
     run = SimpleNamespace(
-        params={"model": str(tmp_path)}, device=torch.device("cpu"), card={"substrate": [str(tmp_path)]}, input=used.append
+        params={"model": str(tmp_path)},
+        device=torch.device("cpu"),
+        card={"substrate": [str(tmp_path)]},
+        input=used.append,
     )
     model, _ = loaders.causal_lm(run, dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16

@@ -10,7 +10,9 @@ GROUPS, EACH, D = 30, 8, 10
 
 
 def planted(layers=4, at=(2,), seed=0, strength=3.0):
-    """Noise [layers, items, D] with a direction that carries the label in the layers `at`; labels balanced in each group."""
+    """Noise [layers, items, D] with a direction that carries the label in the layers `at`; labels
+    balanced in each group.
+    """
     rng = np.random.default_rng(seed)
     y, groups = np.tile([0, 1], GROUPS * EACH // 2), np.repeat(np.arange(GROUPS), EACH)
     x, direction = rng.normal(size=(layers, len(y), D)), rng.normal(size=D)
@@ -36,7 +38,9 @@ def test_the_accuracy_is_that_of_a_probe_fitted_by_hand():
     mean, sd = x[0][a].mean(0), x[0][a].std(0)
     fit = LogisticRegression(C=0.2, max_iter=2000).fit((x[0][a] - mean) / sd, y[a])
     want = (fit.predict((x[0][b] - mean) / sd) == y[b]).mean()
-    assert probes.accuracy_by_layer(x, y, groups, splits=1, C=0.2, seed=3)[0, 0] == pytest.approx(want, abs=1e-12)
+    assert probes.accuracy_by_layer(x, y, groups, splits=1, C=0.2, seed=3)[0, 0] == pytest.approx(
+        want, abs=1e-12
+    )
 
 
 def test_no_group_is_on_both_sides_and_none_is_lost():
@@ -52,7 +56,9 @@ def test_no_group_is_on_both_sides_and_none_is_lost():
 
 
 def test_a_fingerprint_of_the_group_is_worth_nothing():
-    """Each group has a label and a pattern of its own: learnt by heart if rows are split, of no use if groups are."""
+    """Each group has a label and a pattern of its own: learnt by heart if rows are split, of no use
+    if groups are.
+    """
     from sklearn.model_selection import cross_val_score
 
     rng = np.random.default_rng(0)
@@ -67,13 +73,20 @@ def test_a_fingerprint_of_the_group_is_worth_nothing():
 
 def test_shuffled_labels_give_chance():
     x, y, groups = planted(at=(0, 1, 2, 3))
-    acc = [probes.accuracy_by_layer(x, probes.shuffled(y, groups, seed), groups, splits=2).mean() for seed in range(6)]
+    acc = [
+        probes.accuracy_by_layer(x, probes.shuffled(y, groups, seed), groups, splits=2).mean()
+        for seed in range(6)
+    ]
     assert abs(np.mean(acc) - 0.5) < 0.04 and max(acc) < 0.65
-    # labels that belong to groups, and a direction that carries them to unseen groups: chance after the exchange only
+    # labels that belong to groups, and a direction that carries them to unseen groups: chance after
+    # the exchange only
     y = (np.arange(GROUPS) % 2)[groups]
     x[:] = np.random.default_rng(1).normal(size=x.shape) + 2 * y[:, None]
     assert probes.accuracy_by_layer(x, y, groups, splits=2).min() > 0.95
-    acc = [probes.accuracy_by_layer(x, probes.shuffled(y, groups, seed), groups, splits=2).mean() for seed in range(12)]
+    acc = [
+        probes.accuracy_by_layer(x, probes.shuffled(y, groups, seed), groups, splits=2).mean()
+        for seed in range(12)
+    ]
     assert abs(np.mean(acc) - 0.5) < 0.12
 
 
@@ -81,10 +94,14 @@ def test_shuffling_keeps_the_labels_and_what_they_belong_to():
     _, y, groups = planted()
     mixed = probes.shuffled(y, groups, 0)
     assert sorted(mixed) == sorted(y) and (mixed != y).any()
-    assert (probes.shuffled(y, groups, 0) == mixed).all() and (probes.shuffled(y, groups, 1) != mixed).any()
+    assert (probes.shuffled(y, groups, 0) == mixed).all() and (
+        probes.shuffled(y, groups, 1) != mixed
+    ).any()
     of_group = (np.arange(GROUPS) % 3)[groups]
     mixed = probes.shuffled(of_group, groups, 0)
-    assert all(len(set(mixed[groups == g])) == 1 for g in range(GROUPS)) and (mixed != of_group).any()
+    assert (
+        all(len(set(mixed[groups == g])) == 1 for g in range(GROUPS)) and (mixed != of_group).any()
+    )
 
 
 def test_the_nested_choice_is_never_above_the_best_on_test_and_is_not_biased():
@@ -93,7 +110,9 @@ def test_the_nested_choice_is_never_above_the_best_on_test_and_is_not_biased():
     acc, best = probes.nested_best(x, y, groups, splits=4, kind="ridge", with_layers=True)
     assert acc == pytest.approx(by_layer[np.arange(4), best])  # the same splits, one layer of each
     assert (acc <= by_layer.max(1)).all()
-    assert by_layer.max(1).mean() > 0.55 and abs(acc.mean() - 0.5) < 0.05  # on noise, the optimum looks like a finding
+    assert (
+        by_layer.max(1).mean() > 0.55 and abs(acc.mean() - 0.5) < 0.05
+    )  # on noise, the optimum looks like a finding
     x, y, groups = planted(at=(2,))
     acc, best = probes.nested_best(x, y, groups, splits=3, kind="ridge", with_layers=True)
     assert (best == 2).all() and acc.min() > 0.85
@@ -103,13 +122,17 @@ def test_the_nested_choice_is_never_above_the_best_on_test_and_is_not_biased():
 def test_the_choice_of_a_layer_does_not_see_the_test_part():
     x, y, groups = planted(at=(2,))
     train, held_out = probes.group_splits(y, groups, splits=1)[0]
-    x[0][held_out] = 100.0 * (y[held_out, None] - 0.5)  # a layer that is perfect on the test part alone
+    x[0][held_out] = 100.0 * (
+        y[held_out, None] - 0.5
+    )  # a layer that is perfect on the test part alone
     assert probes.nested_best(x, y, groups, splits=1, with_layers=True)[1] == [2]
 
 
 def test_tensors_of_any_precision_are_accepted():
     x, y, groups = planted()
-    got = probes.accuracy_by_layer(torch.tensor(x).bfloat16().requires_grad_(), torch.tensor(y), groups, splits=2, kind="ridge")
+    got = probes.accuracy_by_layer(
+        torch.tensor(x).bfloat16().requires_grad_(), torch.tensor(y), groups, splits=2, kind="ridge"
+    )
     assert got[:, 2].min() > 0.8
 
 
@@ -124,6 +147,8 @@ def test_what_cannot_be_probed_is_refused():
     with pytest.raises(ValueError, match="at least two classes and two groups"):
         probes.group_splits(np.zeros(240), groups)
     with pytest.raises(ValueError, match="2 groups are too few for 5 splits"):
-        probes.group_splits(np.repeat([0, 1], 120), np.repeat([0, 1], 120))  # each class has one group
+        probes.group_splits(
+            np.repeat([0, 1], 120), np.repeat([0, 1], 120)
+        )  # each class has one group
     with pytest.raises(ValueError, match="same length"):
         probes.group_splits(y, groups[:-1])

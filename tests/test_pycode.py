@@ -53,7 +53,10 @@ def test_functions_are_the_outermost_ones_with_their_docstrings():
     found = pycode.functions("p", "m.py", MODULE)
     assert [f.name for f in found] == ["first", "second", "third", "fourth"]
     assert found[0].docstring == "What it does.\n\nMore of it." and found[1].docstring is None
-    assert found[1].source.startswith("def second(self) -> int:\n    def inner():") and "@" not in found[1].source
+    assert (
+        found[1].source.startswith("def second(self) -> int:\n    def inner():")
+        and "@" not in found[1].source
+    )
     for function in found:
         ast.parse(function.source)
     with pytest.raises(SyntaxError):
@@ -80,10 +83,13 @@ def test_leaves_are_the_tokens_without_layout_comments_and_docstring():
 
 def test_a_formatted_literal_is_one_leaf_whatever_the_version():
     source = 'def f(a):\n    return f"x{a + 1:>{a}} {f\'{a}\'}" + rf"""{a}\n{a}"""\n'
-    assert words(source)[-3:] == ['f"x{a + 1:>{a}} {f\'{a}\'}"', "+", 'rf"""{a}\n{a}"""']
+    assert words(source)[-3:] == ["f\"x{a + 1:>{a}} {f'{a}'}\"", "+", 'rf"""{a}\n{a}"""']
     tree = pycode.syntax_tree(source, pycode.leaves(source))
     literal = tree.children[-1].children[1]
-    assert literal.label == "BinOp" and [c.label for c in literal.children if isinstance(c, pycode.Node)] == ["JoinedStr"] * 2
+    assert (
+        literal.label == "BinOp"
+        and [c.label for c in literal.children if isinstance(c, pycode.Node)] == ["JoinedStr"] * 2
+    )
 
 
 def test_a_tree_hangs_each_leaf_below_the_smallest_node():
@@ -93,8 +99,14 @@ def test_a_tree_hangs_each_leaf_below_the_smallest_node():
     assert tree.label == "FunctionDef" and [c if isinstance(c, int) else c.label for c in tree.children] == [
         0, 1, 2, "arguments", leaf[":"] - 1, leaf[":"], "Return"]  # fmt: skip
     call = tree.children[-1].children[1]
-    assert (call.label, call.children[0].label) == ("Call", "Attribute") and call.children[0].children[1:] == (leaf["."], leaf["c"])
-    assert [c.label for c in tree.children[3].children if isinstance(c, pycode.Node)] == ["arg", "arg", "Constant"]
+    assert (call.label, call.children[0].label) == ("Call", "Attribute") and call.children[
+        0
+    ].children[1:] == (leaf["."], leaf["c"])
+    assert [c.label for c in tree.children[3].children if isinstance(c, pycode.Node)] == [
+        "arg",
+        "arg",
+        "Constant",
+    ]
 
 
 def test_trees_of_real_functions_hold_every_leaf_once_in_order():
@@ -124,12 +136,19 @@ def test_joined_words_stand_where_it_is_said():
 
 def test_parts_are_disjoint_fixed_and_of_the_right_size():
     packages = {name: loaders.python_code(name) for name in pycode.PACKAGES}
-    found = {part: [(p, m) for p, m, _ in pycode.sources(packages, part)] for part in ("train", "probe", "valid", "test")}
+    found = {
+        part: [(p, m) for p, m, _ in pycode.sources(packages, part)]
+        for part in ("train", "probe", "valid", "test")
+    }
     assert sorted(sum(found.values(), [])) == sorted((p, m) for p in packages for m in packages[p])
-    assert {p for p, _ in found["test"]} == {"networkx"} and not any(p == "networkx" for p, _ in found["train"])
+    assert {p for p, _ in found["test"]} == {"networkx"} and not any(
+        p == "networkx" for p, _ in found["train"]
+    )
     share = len(found["train"]) / (len(packages["django"]) + len(packages["sympy"]))
     assert 0.65 < share < 0.75 and {p for p, _ in found["train"][:40]} == {"django", "sympy"}
-    assert found["valid"][:1] == [next((p, m) for p, m, _ in pycode.sources(dict(reversed(packages.items())), "valid"))]
+    assert found["valid"][:1] == [
+        next((p, m) for p, m, _ in pycode.sources(dict(reversed(packages.items())), "valid"))
+    ]
 
 
 def jaccard(a: list[str], b: list[str]) -> float:
@@ -138,7 +157,9 @@ def jaccard(a: list[str], b: list[str]) -> float:
 
 
 def test_copies_are_those_by_brute_force():
-    base = [f"def {n} ( a , b ) : return a {o} b . c ( {n} )".split() for n in "fghk" for o in "+-*"] + [["x", "=", "1"], ["y"]]
+    base = [
+        f"def {n} ( a , b ) : return a {o} b . c ( {n} )".split() for n in "fghk" for o in "+-*"
+    ] + [["x", "=", "1"], ["y"]]
     copies, kept = pycode.Copies(0.6), []
     for words_ in base:
         wanted = all(jaccard(words_, other) <= 0.6 for other in kept)
@@ -152,15 +173,32 @@ def test_samples_are_bounded_and_share_nothing(monkeypatch):
     packages = {name: loaders.python_code(name) for name in pycode.PACKAGES}
     tokenizer = lambda text: type("Coded", (), {"input_ids": text.split(" ")})  # noqa: E731
     copies = pycode.Copies()
-    test, probe = (pycode.samples(packages, part, 30, 30, 3, [tokenizer], copies, pieces=40) for part in ("test", "probe"))
+    test, probe = (
+        pycode.samples(packages, part, 30, 30, 3, [tokenizer], copies, pieces=40)
+        for part in ("test", "probe")
+    )
     assert len(test) == len(probe) == 30 and max(Counter(s.module for s in test).values()) == 3
-    assert all(8 <= len(s.words) <= 30 for s in test + probe) and all(s.module.startswith("networkx/") for s in test)
+    assert all(8 <= len(s.words) <= 30 for s in test + probe) and all(
+        s.module.startswith("networkx/") for s in test
+    )
     assert max(jaccard(list(a.words), list(b.words)) for a in test for b in probe) <= 0.6
     with pytest.raises(ValueError, match="functions in the part valid"):
-        pycode.samples({name: dict(list(p.items())[:20]) for name, p in packages.items()}, "valid", 10**4, 30, 3, [], copies)
+        pycode.samples(
+            {name: dict(list(p.items())[:20]) for name, p in packages.items()},
+            "valid",
+            10**4,
+            30,
+            3,
+            [],
+            copies,
+        )
 
 
 def test_tokens_agree_with_tokenize_where_there_is_no_layout():
     source = textwrap.dedent("def f(x): return [x, *x][1:] @ x if x else ...")
     kinds = (tokenize.NEWLINE, tokenize.ENDMARKER)
-    assert words(source) == [t.string for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in kinds]
+    assert words(source) == [
+        t.string
+        for t in tokenize.generate_tokens(io.StringIO(source).readline)
+        if t.type not in kinds
+    ]

@@ -1,4 +1,6 @@
-"""Rendering: pages are a pure function of cards, records and notebooks. A small book is made up on the spot."""
+"""Rendering: pages are a pure function of cards, records and notebooks. A small book is made up on
+the spot.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ CARD: dict[str, Any] = {
 }  # fmt: skip
 
 
-def result(claim: str, verdict: str, estimate: float | None, pair: list[float] | None = None, **more: Any) -> dict[str, Any]:
+def result(
+    claim: str, verdict: str, estimate: float | None, pair: list[float] | None = None, **more: Any
+) -> dict[str, Any]:
     kind = next(c["kind"] for c in CARD["claims"] if c["id"] == claim)
     n = 5 if estimate is not None else 0
     base = {
@@ -85,11 +89,17 @@ def make_root(root: Path, gpu: bool = False) -> Path:
     )
     for folder in ("notebooks", "results/cpu", "results/gpu", "book/discussion", "src/layerbook"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    shutil.copy(paths.ROOT / "src/layerbook/data/assets.yaml", root / "src/layerbook/data/assets.yaml")
-    shutil.copy(paths.ROOT / "src/layerbook/claims/stats.py", root / "src/layerbook/claims/stats.py")
+    shutil.copy(
+        paths.ROOT / "src/layerbook/data/assets.yaml", root / "src/layerbook/data/assets.yaml"
+    )
+    shutil.copy(
+        paths.ROOT / "src/layerbook/claims/stats.py", root / "src/layerbook/claims/stats.py"
+    )
     with (root / "notebooks/toy-paper.yaml").open("w", encoding="utf-8") as stream:
         YAML().dump(CARD, stream)
-    (root / "book/discussion/toy-paper.yaml").write_text("C2: {reason: Too few seeds., would_change: More seeds.}\n", encoding="utf-8")
+    (root / "book/discussion/toy-paper.yaml").write_text(
+        "C2: {reason: Too few seeds., would_change: More seeds.}\n", encoding="utf-8"
+    )
     with (root / "book/references.bib").open("a", encoding="utf-8") as stream:
         stream.write("\n@misc{toy2025,\n  title = {Toy}\n}\n")
     picture = io.BytesIO()
@@ -100,7 +110,9 @@ def make_root(root: Path, gpu: bool = False) -> Path:
         v4.new_markdown_cell("# Toy: A Paper & Its <Claims>\n\nThe idea.", id="title"),
         v4.new_code_cell("seed = 0", id="params", metadata={"tags": ["parameters"]}),
         v4.new_code_cell("show()", id="figure", outputs=[figure]),
-        v4.new_markdown_cell("## Method\n\n$$a=b$$ (eq-a)\n\n## Cite\n\n```bibtex\n@misc{toy}\n```", id="cite"),
+        v4.new_markdown_cell(
+            "## Method\n\n$$a=b$$ (eq-a)\n\n## Cite\n\n```bibtex\n@misc{toy}\n```", id="cite"
+        ),
     ]
     rival = {"id": "R1", "passes": True}
     rows = [
@@ -118,8 +130,22 @@ def make_root(root: Path, gpu: bool = False) -> Path:
         "peak_memory_mb": 1830,
         "device": "cpu, 2 threads",
     }
-    record |= {"tier": "cpu", "versions": {"python": "3.11", "torch": "2"}, "gates": [], "claims": rows}
-    record["findings"] = [{"name": "F1", "statement": "passes", "n": 1, "values": [2.0], "estimate": 2.0, "interval": None}]
+    record |= {
+        "tier": "cpu",
+        "versions": {"python": "3.11", "torch": "2"},
+        "gates": [],
+        "claims": rows,
+    }
+    record["findings"] = [
+        {
+            "name": "F1",
+            "statement": "passes",
+            "n": 1,
+            "values": [2.0],
+            "estimate": 2.0,
+            "interval": None,
+        }
+    ]
     for tier in ("cpu", "gpu") if gpu else ("cpu",):
         mine = copy.deepcopy(record)
         mine["tier"] = tier
@@ -127,9 +153,13 @@ def make_root(root: Path, gpu: bool = False) -> Path:
             mine["claims"][3] = result("C4", "weaker", 0.05, [0.01, 0.09])
             mine["claims"][1] = result("C2", "reproduced", 0.01, [-0.05, 0.05])
         notebook = v4.new_notebook(cells=copy.deepcopy(cells))
-        (root / f"results/{tier}/toy-paper.ipynb").write_text(nbformat.writes(notebook), encoding="utf-8")
+        (root / f"results/{tier}/toy-paper.ipynb").write_text(
+            nbformat.writes(notebook), encoding="utf-8"
+        )
         store(root, mine)
-    (root / "notebooks/toy-paper.ipynb").write_text(nbformat.writes(v4.new_notebook(cells=copy.deepcopy(cells))), encoding="utf-8")
+    (root / "notebooks/toy-paper.ipynb").write_text(
+        nbformat.writes(v4.new_notebook(cells=copy.deepcopy(cells))), encoding="utf-8"
+    )
     return root
 
 
@@ -138,17 +168,33 @@ def store(root: Path, evidence: dict[str, Any]) -> None:
     tier, digest = evidence["tier"], "0" * 64
     head = {"schema": 2, "paper": "toy-paper", "tier": tier}
     without = lambda row, *keys: {k: v for k, v in row.items() if k not in keys}  # noqa: E731
-    measured = head | {k: evidence[k] for k in ("seconds", "peak_memory_mb", "device", "versions")} | {
-        "parameters": {"tier": tier, "seed": 0, "device": "auto"} | evidence.get("parameters", {}),
-        "measured_by": {"notebook": digest}, "notebook": {"path": "", "sha256": digest},
-        "measured": {c["id"]: {"": c["values"]} for c in evidence["claims"] if c["values"]}, "units": {}, "gates": {},
-        "findings": [{k: f[k] for k in ("name", "statement", "values")} for f in evidence["findings"]],
-        "profiles": evidence.get("profiles", [])}
-    decided = head | {"decided_by": {"engine": digest}, "gates": [],
-                      "claims": [without(c, "values", "unit") for c in evidence["claims"]],
-                      "findings": [without(f, "values", "statement") for f in evidence["findings"]]}
+    measured = (
+        head
+        | {k: evidence[k] for k in ("seconds", "peak_memory_mb", "device", "versions")}
+        | {
+            "parameters": {"tier": tier, "seed": 0, "device": "auto"}
+            | evidence.get("parameters", {}),
+            "measured_by": {"notebook": digest},
+            "notebook": {"path": "", "sha256": digest},
+            "measured": {c["id"]: {"": c["values"]} for c in evidence["claims"] if c["values"]},
+            "units": {},
+            "gates": {},
+            "findings": [
+                {k: f[k] for k in ("name", "statement", "values")} for f in evidence["findings"]
+            ],
+            "profiles": evidence.get("profiles", []),
+        }
+    )
+    decided = head | {
+        "decided_by": {"engine": digest},
+        "gates": [],
+        "claims": [without(c, "values", "unit") for c in evidence["claims"]],
+        "findings": [without(f, "values", "statement") for f in evidence["findings"]],
+    }
     (root / f"results/{tier}/toy-paper.json").write_text(records.dumps(measured), encoding="utf-8")
-    (root / f"results/{tier}/toy-paper.verdicts.json").write_text(records.dumps(decided), encoding="utf-8")
+    (root / f"results/{tier}/toy-paper.verdicts.json").write_text(
+        records.dumps(decided), encoding="utf-8"
+    )
 
 
 @pytest.fixture
@@ -164,7 +210,9 @@ def first_cell(root: Path, name: str = "toy-paper") -> str:
     return nbformat.read(root / f"book/papers/{name}.ipynb", as_version=4).cells[0].source
 
 
-def test_rendering_is_deterministic_and_leaves_fresh_files_alone(root: Path, tmp_path: Path) -> None:
+def test_rendering_is_deterministic_and_leaves_fresh_files_alone(
+    root: Path, tmp_path: Path
+) -> None:
     files = build.render(root)
     before = {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in files}
     assert build.render(root) == files
@@ -182,7 +230,15 @@ def test_pages_of_papers_that_are_gone_are_removed(root: Path) -> None:
 def test_the_header_answers_what_held_and_how_to_rerun(root: Path) -> None:
     build.render(root)
     text = first_cell(root)
-    counts = ("✓</span> 1 reproduced", "[0.25, 0.75]", "n = 5 (seed)", "4.1×10⁻⁶", "1 → 2", "identity holds", "rival passes")
+    counts = (
+        "✓</span> 1 reproduced",
+        "[0.25, 0.75]",
+        "n = 5 (seed)",
+        "4.1×10⁻⁶",
+        "1 → 2",
+        "identity holds",
+        "rival passes",
+    )
     cost = ("1 min 1 s", "1.8 GB", "make rerun PAPER=toy-paper TIER=cpu")
     for expected in (*counts, *cost, "dull rival R1", "Too few seeds."):
         assert expected in text, expected
@@ -192,7 +248,9 @@ def test_the_header_answers_what_held_and_how_to_rerun(root: Path) -> None:
 
 def test_a_header_holds_no_empty_line_inside_html(root: Path) -> None:
     build.render(root)
-    for block in re.findall(r'<div id="verdict-table">.*?</table></div></div>', first_cell(root), flags=re.DOTALL):
+    for block in re.findall(
+        r'<div id="verdict-table">.*?</table></div></div>', first_cell(root), flags=re.DOTALL
+    ):
         assert "\n\n" not in block
 
 
@@ -224,7 +282,11 @@ def test_without_a_gpu_run_the_page_says_so_and_gives_no_figure(tmp_path: Path) 
     root = make_root(tmp_path)
     build.render(root)
     runs = (root / "book/_generated/runs.md").read_text(encoding="utf-8")
-    assert "No GPU run is stored" in runs and "no run is stored yet" in runs and "GPU memory" not in runs
+    assert (
+        "No GPU run is stored" in runs
+        and "no run is stored yet" in runs
+        and "GPU memory" not in runs
+    )
 
 
 def test_a_gpu_run_decides_what_the_cpu_may_not(tmp_path: Path) -> None:
@@ -233,14 +295,21 @@ def test_a_gpu_run_decides_what_the_cpu_may_not(tmp_path: Path) -> None:
     (paper,) = papers.load(root)
     rows = {c["id"]: c for c in paper.claims()}
     assert (rows["C4"]["verdict"], rows["C4"]["tier"]) == ("weaker", "gpu")
-    assert (rows["C2"]["verdict"], rows["C2"]["other"]["gpu"]["verdict"]) == ("inconclusive", "reproduced")
+    assert (rows["C2"]["verdict"], rows["C2"]["other"]["gpu"]["verdict"]) == (
+        "inconclusive",
+        "reproduced",
+    )
     assert "(toy-paper-gpu.ipynb)" in first_cell(root)
     runs = (root / "book/_generated/runs.md").read_text(encoding="utf-8")
     assert "1 of 1 papers" in runs and runs.count(" memory") >= 2 and '">1</td>' in runs
     gpu = nbformat.read(root / "book/papers/toy-paper-gpu.ipynb", as_version=4)
-    assert not any("(eq-a)" in c.source for c in gpu.cells), "equation labels must be unique in the book"
+    assert not any("(eq-a)" in c.source for c in gpu.cells), (
+        "equation labels must be unique in the book"
+    )
     toc = papers.read_yaml(root / "book/_toc.yml")
-    chapters = [c for part in toc["parts"] for c in part["chapters"] if c["file"] == "papers/toy-paper"]
+    chapters = [
+        c for part in toc["parts"] for c in part["chapters"] if c["file"] == "papers/toy-paper"
+    ]
     assert chapters[0]["sections"][0]["file"] == "papers/toy-paper-gpu"
 
 
@@ -267,39 +336,64 @@ def test_a_record_without_its_notebook_is_refused(root: Path) -> None:
 
 
 def test_a_page_shows_the_source_as_it_is_and_the_verdicts_as_they_are_stored(root: Path) -> None:
-    """Text and comments come from the source, outputs from the run, the table of verdicts from what is stored."""
-    v4, executed, source = nbformat.v4, root / "results/cpu/toy-paper.ipynb", root / "notebooks/toy-paper.ipynb"
+    """Text and comments come from the source, outputs from the run, the table of verdicts from what
+    is stored.
+    """
+    v4, executed, source = (
+        nbformat.v4,
+        root / "results/cpu/toy-paper.ipynb",
+        root / "notebooks/toy-paper.ipynb",
+    )
     old = '<div aria-label="verdicts">not reproduced, said the run</div>'
     notebooks = [nbformat.read(p, as_version=4) for p in (executed, source)]
     given = v4.new_code_cell("seed = 3", id="given", metadata={"tags": ["injected-parameters"]})
-    ending = v4.new_code_cell("run.finish()", outputs=[v4.new_output("display_data", {"text/html": old})], id="end")
+    ending = v4.new_code_cell(
+        "run.finish()", outputs=[v4.new_output("display_data", {"text/html": old})], id="end"
+    )
     notebooks[0].cells[2:2] = [given]
     notebooks[0].cells.append(ending)
     notebooks[1].cells[0].source += "\n\nA word more."
     notebooks[1].cells[2].source = "show()  # with a comment"
-    notebooks[1].cells += [v4.new_code_cell("# a comment alone", id="alone"), v4.new_code_cell("run.finish()", id="end")]
+    notebooks[1].cells += [
+        v4.new_code_cell("# a comment alone", id="alone"),
+        v4.new_code_cell("run.finish()", id="end"),
+    ]
     for path, notebook in zip((executed, source), notebooks, strict=True):
         path.write_text(nbformat.writes(notebook), encoding="utf-8")
     build.render(root)
     cells = nbformat.read(root / "book/papers/toy-paper.ipynb", as_version=4).cells
     by_id = {c["id"]: c for c in cells}
-    assert "A word more." in cells[0].source and by_id["figure"].source == "show()  # with a comment"
-    assert "image/png" in by_id["figure"].outputs[0].data and [c["id"] for c in cells].index("given") == 4
+    assert (
+        "A word more." in cells[0].source and by_id["figure"].source == "show()  # with a comment"
+    )
+    assert (
+        "image/png" in by_id["figure"].outputs[0].data
+        and [c["id"] for c in cells].index("given") == 4
+    )
     shown = by_id["end"].outputs[0].data["text/html"]
     assert "said the run" not in shown and "reason of C2" in shown and "passes" in shown
-    source.write_text(source.read_text(encoding="utf-8").replace("show()", "show(1)"), encoding="utf-8")
-    with pytest.raises(build.BookError, match="its code cells are not those of the source notebook; run it again: make rerun"):
+    source.write_text(
+        source.read_text(encoding="utf-8").replace("show()", "show(1)"), encoding="utf-8"
+    )
+    with pytest.raises(
+        build.BookError,
+        match="its code cells are not those of the source notebook; run it again: make rerun",
+    ):
         build.render(root)
 
 
 def test_a_record_without_verdicts_says_how_to_decide(root: Path) -> None:
     (root / "results/cpu/toy-paper.verdicts.json").unlink()
-    with pytest.raises(build.BookError, match="verdicts.json is missing; decide again: layerbook decide toy-paper"):
+    with pytest.raises(
+        build.BookError, match="verdicts.json is missing; decide again: layerbook decide toy-paper"
+    ):
         build.render(root)
 
 
 def test_every_verdict_has_sign_colour_and_meaning() -> None:
-    assert tuple(markup.GLYPHS) == tuple(markup.MEANING) == tuple(markup.COLOURS) == outcomes.VERDICTS
+    assert (
+        tuple(markup.GLYPHS) == tuple(markup.MEANING) == tuple(markup.COLOURS) == outcomes.VERDICTS
+    )
     assert set(lists.SHELF) >= set(outcomes.VERDICTS)
     css = (paths.BOOK / "_static/layerbook.css").read_text(encoding="utf-8")
     assert all(f".lb-{markup.css(v)} {{" in css for v in outcomes.VERDICTS)
@@ -327,14 +421,18 @@ def test_numbers_are_printed_for_readers(value: float | None, text: str) -> None
     [({"above": 1}, [1]), ({"within": 0.5}, [-0.5, 0.5]), ({"every": {"below": 2}}, [2]), ({"between": [1, 2]}, [1, 2]),
      ({"matches": {"values": [1, 2, 3], "floor": 0}}, [])],
 )  # fmt: skip
-def test_forest_plots_draw_the_registered_threshold(test: dict[str, Any], lines: list[float]) -> None:
+def test_forest_plots_draw_the_registered_threshold(
+    test: dict[str, Any], lines: list[float]
+) -> None:
     claim = {"values": [1.0, 3.0], "estimate": 2.0, "interval": [1.5, 2.5]}
     assert markup.thresholds(test) == lines
     assert markup.forest(claim, test).count("lb-f-test") == len(lines)
     assert markup.forest({"estimate": None}, test) == ""
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(3.4, "3 s"), (60, "1 min"), (61.2, "1 min 1 s"), (7380, "2 h 3 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.4, "3 s"), (60, "1 min"), (61.2, "1 min 1 s"), (7380, "2 h 3 min")]
+)
 def test_times_are_printed_as_people_say_them(seconds: float, text: str) -> None:
     assert markup.duration(seconds) == text
 
@@ -342,13 +440,17 @@ def test_times_are_printed_as_people_say_them(seconds: float, text: str) -> None
 def test_an_entry_of_the_bibliography_is_found_whole(tmp_path: Path) -> None:
     (tmp_path / "book").mkdir()
     entry = "@article{a2025,\n  title = {{A} {B}},\n}"
-    (tmp_path / "book/references.bib").write_text(f"{entry}\n\n@misc{{b, title={{B}}\n}}\n", encoding="utf-8")
+    (tmp_path / "book/references.bib").write_text(
+        f"{entry}\n\n@misc{{b, title={{B}}\n}}\n", encoding="utf-8"
+    )
     assert paper_page.bibtex(tmp_path, "a2025") == entry
     assert paper_page.bibtex(tmp_path, "a20") is None
 
 
 def extension() -> Any:
-    spec = importlib.util.spec_from_file_location("layerbook_book", paths.BOOK / "_ext/layerbook_book.py")
+    spec = importlib.util.spec_from_file_location(
+        "layerbook_book", paths.BOOK / "_ext/layerbook_book.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -21,13 +21,24 @@ RISING = [1.0, 2.0, 3.0, 4.0, 6.0, 5.0]
 
 
 def test_profiles_of_another_model_of_another_depth_or_with_holes_are_left_out():
-    papers = [a_paper("a", rising=RISING), a_paper("b", model="other", odd=RISING), a_paper("c", short=[1.0, 2.0]),
-              a_paper("d", holes=[1.0, None, 3.0, 4.0, 5.0, 6.0], falling=RISING[::-1])]
+    papers = [
+        a_paper("a", rising=RISING),
+        a_paper("b", model="other", odd=RISING),
+        a_paper("c", short=[1.0, 2.0]),
+        a_paper("d", holes=[1.0, None, 3.0, 4.0, 5.0, 6.0], falling=RISING[::-1]),
+    ]
     assert [p["name"] for p in family_page.profiles(papers, "smollm2")] == ["rising", "falling"]
 
 
 def test_correlations_are_those_of_values_and_of_steps():
-    zigzag = [1.0, 3.0, 2.0, 4.0, 3.0, 5.0]  # rises as well, but steps down where the other steps up
+    zigzag = [
+        1.0,
+        3.0,
+        2.0,
+        4.0,
+        3.0,
+        5.0,
+    ]  # rises as well, but steps down where the other steps up
     text = family_page.fragment([a_paper("a", rising=RISING), a_paper("b", zigzag=zigzag)])
     shown = re.search(r'2\. zigzag</th><td data-label="1">(\S+) / (\S+)</td>', text)
     by_hand = (11.5 / (17.5 * 17) ** 0.5, -5 / 60**0.5)  # of the ranks, ties at their mean rank
@@ -54,4 +65,6 @@ def test_fewer_than_two_measures_are_said_to_be_too_few(papers):
 def test_a_run_hands_its_profile_to_the_record(house):
     house.paper(extra='run.profile("depth", "number of the layer", [0, 1, 2])')
     runner.run("toy")
-    assert house.record()["profiles"] == [{"name": "depth", "statement": "number of the layer", "values": [0, 1, 2]}]
+    assert house.record()["profiles"] == [
+        {"name": "depth", "statement": "number of the layer", "values": [0, 1, 2]}
+    ]

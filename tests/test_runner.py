@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from layerbook import cli
+from layerbook import cli, keeping
 from layerbook.claims import cards
 from layerbook.pipeline import method, receipts, record, runner, verdicts
 
@@ -18,7 +18,9 @@ FIRST: dict[str, bytes] = {}
 
 @pytest.fixture
 def ran(house):
-    """The house after one good run of its paper (made once, then copied: a record holds no path of its root)."""
+    """The house after one good run of its paper (made once, then copied: a record holds no path of
+    its root).
+    """
     if not FIRST:
         runner.run("toy")
         FIRST.update(house.results())
@@ -29,13 +31,35 @@ def ran(house):
 
 def test_a_run_leaves_record_and_notebook(ran):
     found = ran.record()
-    for key in ("schema", "paper", "tier", "seconds", "peak_memory_mb", "device", "versions", "parameters", "measured_by"):
+    for key in (
+        "schema",
+        "paper",
+        "tier",
+        "seconds",
+        "peak_memory_mb",
+        "device",
+        "versions",
+        "parameters",
+        "measured_by",
+    ):
         assert key in found, key
     decided = verdicts.read("toy", "cpu")
-    assert {c["id"]: c["verdict"] for c in decided["claims"]} == dict.fromkeys(("C1", "C2", "N1"), "reproduced")
-    assert len(found["measured"]["C1"]["gain"]) == 8 and "claims" not in found and "values" not in decided["claims"][0]
-    assert "notebooks/toy.ipynb" in found["measured_by"] and "src/layerbook/notebook/paper.py" in found["measured_by"]
-    assert "src/layerbook/claims/engine.py" not in found["measured_by"] and "src/layerbook/claims/engine.py" in decided["decided_by"]
+    assert {c["id"]: c["verdict"] for c in decided["claims"]} == dict.fromkeys(
+        ("C1", "C2", "N1"), "reproduced"
+    )
+    assert (
+        len(found["measured"]["C1"]["gain"]) == 8
+        and "claims" not in found
+        and "values" not in decided["claims"][0]
+    )
+    assert (
+        "notebooks/toy.ipynb" in found["measured_by"]
+        and "src/layerbook/notebook/paper.py" in found["measured_by"]
+    )
+    assert (
+        "src/layerbook/claims/engine.py" not in found["measured_by"]
+        and "src/layerbook/claims/engine.py" in decided["decided_by"]
+    )
     assert record.problems("toy", "cpu") == []
     text = (ran.root / "results/cpu/toy.ipynb").read_text(encoding="utf-8")
     assert str(ran.root) not in text and "papermill" not in json.loads(text)["metadata"]
@@ -63,11 +87,14 @@ def test_rehearsals_store_nothing(house):
     assert house.results() == {}
 
 
-@pytest.mark.parametrize(("extra", "says"), [
-    ("raise ValueError('out of ideas')", "out of ideas"),
-    ("import os; os._exit(1)", "kernel died"),
-    ("import errno; raise OSError(errno.ENOSPC, 'No space left on device')", "No space left"),
-])
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ("raise ValueError('out of ideas')", "out of ideas"),
+        ("import os; os._exit(1)", "kernel died"),
+        ("import errno; raise OSError(errno.ENOSPC, 'No space left on device')", "No space left"),
+    ],
+)
 def test_a_failed_run_says_where_and_loses_nothing(ran, extra, says):
     before = ran.results()
     ran.paper(extra=extra)
@@ -86,7 +113,17 @@ def test_unknown_parameter_is_refused_before_any_compute(ran):
 
 
 def test_plain_papermill_stores_nothing(house, shell):
-    out = shell(sys.executable, "-m", "papermill", "notebooks/toy.ipynb", "out.ipynb", "-p", "seed", "3", cwd=house.root)
+    out = shell(
+        sys.executable,
+        "-m",
+        "papermill",
+        "notebooks/toy.ipynb",
+        "out.ipynb",
+        "-p",
+        "seed",
+        "3",
+        cwd=house.root,
+    )
     assert out.returncode == 0, out.stderr[-800:]
     assert (house.root / "out.ipynb").is_file() and house.results() == {}
 
@@ -106,7 +143,9 @@ def test_full_disk_while_storing_keeps_the_old_evidence(ran, monkeypatch):
 def test_a_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "record.json"
     target.write_bytes(b"old")
-    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space"):
         record.replace(target, b"new and longer")
     assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
@@ -115,8 +154,13 @@ def test_a_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_killed_run_leaves_the_old_evidence_and_the_next_carries_on(ran):
     before = ran.results()
     ran.paper(extra="import time; open('started', 'w').close(); time.sleep(60)")
-    child = subprocess.Popen([sys.executable, "-m", "layerbook", "rerun", "toy"], cwd=ran.root, start_new_session=True,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "layerbook", "rerun", "toy"],
+        cwd=ran.root,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     for _ in range(300):
         if (ran.root / "started").exists():
             break
@@ -133,15 +177,19 @@ def test_a_killed_run_leaves_the_old_evidence_and_the_next_carries_on(ran):
 
 def test_an_input_that_changes_during_the_run_is_caught(ran):
     before = ran.results()
-    ran.paper(extra="from layerbook import paths; p = paths.NOTEBOOKS / 'toy.yaml'; "
-                    "p.write_text(p.read_text().replace('max: 10', 'max: 11'))")
+    ran.paper(
+        extra="from layerbook import paths; p = paths.NOTEBOOKS / 'toy.yaml'; "
+        "p.write_text(p.read_text().replace('max: 10', 'max: 11'))"
+    )
     with pytest.raises(runner.RunError, match="changed while the notebook ran"):
         runner.run("toy")
     assert ran.results() == before
 
 
 def edit(house, change, suffix=".json"):
-    """Problems of the evidence after a change of one of its files, which keeps the form in which it was written."""
+    """Problems of the evidence after a change of one of its files, which keeps the form in which it
+    was written.
+    """
     file = house.root / f"results/cpu/toy{suffix}"
     data = json.loads(file.read_text(encoding="utf-8"))
     change(data)
@@ -152,12 +200,20 @@ def edit(house, change, suffix=".json"):
 DECIDED = ".verdicts.json"
 
 
-@pytest.mark.parametrize("change", [
-    lambda d: d["claims"][2].update(verdict="not reproduced"), lambda d: d["claims"][0].update(reason="because"),
-    lambda d: d["claims"][0].update(p=0.5), lambda d: d["claims"][0].update(interval=[0.9, 1.1]),
-    lambda d: d["claims"][0].update(estimate=9.99), lambda d: d["gates"][0].update(met=False),
-    lambda d: d["findings"][0].update(estimate=9.99), lambda d: d["findings"][0].update(interval=[9.0, 10.0]),
-], ids=["verdict", "reason", "p", "interval", "estimate", "gate", "finding", "its interval"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["claims"][2].update(verdict="not reproduced"),
+        lambda d: d["claims"][0].update(reason="because"),
+        lambda d: d["claims"][0].update(p=0.5),
+        lambda d: d["claims"][0].update(interval=[0.9, 1.1]),
+        lambda d: d["claims"][0].update(estimate=9.99),
+        lambda d: d["gates"][0].update(met=False),
+        lambda d: d["findings"][0].update(estimate=9.99),
+        lambda d: d["findings"][0].update(interval=[9.0, 10.0]),
+    ],
+    ids=["verdict", "reason", "p", "interval", "estimate", "gate", "finding", "its interval"],
+)
 def test_whatever_was_decided_and_then_edited_is_caught(house, change):
     house.paper(extra="run.finding('height', 'of something', [1.0, 2.0, 4.0])")
     runner.run("toy")
@@ -168,18 +224,39 @@ def test_whatever_was_decided_and_then_edited_is_caught(house, change):
 
 
 def test_edited_values_are_caught(ran):
-    assert "does not follow" in edit(ran, lambda d: d["measured"]["C1"].update(gain=[9.0 + k for k in range(8)]))
+    assert "does not follow" in edit(
+        ran, lambda d: d["measured"]["C1"].update(gain=[9.0 + k for k in range(8)])
+    )
 
 
-@pytest.mark.parametrize("key", ["findings", "parameters", "seconds", "gates", "measured", "measured_by", "versions", "profiles"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "findings",
+        "parameters",
+        "seconds",
+        "gates",
+        "measured",
+        "measured_by",
+        "versions",
+        "profiles",
+    ],
+)
 def test_a_record_that_lacks_a_field_is_refused(ran, key):
     assert "is a required property" in edit(ran, lambda d: d.pop(key))
 
 
-@pytest.mark.parametrize("change", [
-    lambda d: d.update(note="mine"), lambda d: d.update(seconds="long"), lambda d: d["measured"]["C1"].update(gain=["1"] * 8),
-    lambda d: d.update(paper="other"), lambda d: d["gates"].update(G9=[1.0]), lambda d: d["measured"].update(C9={"": [1.0]}),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(note="mine"),
+        lambda d: d.update(seconds="long"),
+        lambda d: d["measured"]["C1"].update(gain=["1"] * 8),
+        lambda d: d.update(paper="other"),
+        lambda d: d["gates"].update(G9=[1.0]),
+        lambda d: d["measured"].update(C9={"": [1.0]}),
+    ],
+)
 def test_a_record_with_what_does_not_belong_there_is_refused(ran, change):
     assert edit(ran, change)
 
@@ -191,7 +268,9 @@ def test_a_claim_dropped_from_the_verdicts_is_caught(ran):
 
 
 def test_digests_that_do_not_match_are_caught(ran):
-    assert "changed since the run" in edit(ran, lambda d: d["measured_by"].update({"notebooks/toy.yaml": "0" * 64}))
+    assert "changed since the run" in edit(
+        ran, lambda d: d["measured_by"].update({"notebooks/toy.yaml": "0" * 64})
+    )
     assert cli.main(["fresh", "toy"]) == 1
 
 
@@ -199,29 +278,41 @@ def test_a_run_with_other_parameters_is_no_evidence(ran, capsys):
     before = ran.results()
     assert cli.main(["rerun", "toy", "-p", "shift=-1.0"]) == 0
     text = capsys.readouterr().out
-    assert "C1   not reproduced" in text and "nothing was stored: parameter shift was -1.0" in text and "papermill" in text
+    assert (
+        "C1   not reproduced" in text
+        and "nothing was stored: parameter shift was -1.0" in text
+        and "papermill" in text
+    )
     assert ran.results() == before
     assert "parameter seed was 3 in the run" in edit(ran, lambda d: d["parameters"].update(seed=3))
 
 
 def test_a_seed_changed_in_params_makes_stale(ran):
     (ran.root / "params.yaml").write_text("papers: {toy: {seed: 1}}\n", encoding="utf-8")
-    assert "parameter seed was 0 in the run, but notebook and params.yaml give 1" in record.problems("toy", "cpu")
+    assert (
+        "parameter seed was 0 in the run, but notebook and params.yaml give 1"
+        in record.problems("toy", "cpu")
+    )
 
 
 def test_files_that_dvc_does_not_record_are_stale(ran):
     files = {s: ran.root / f"results/cpu/toy{s}" for s in (".json", ".ipynb", DECIDED)}
     outs = [{"path": f"results/cpu/toy{s}", "md5": receipts.md5(f)} for s, f in files.items()]
     lock = ran.root / "dvc.lock"
-    lock.write_text(json.dumps({"schema": "2.0", "stages": {"toy": {"outs": outs}}}), encoding="utf-8")
+    lock.write_text(
+        json.dumps({"schema": "2.0", "stages": {"toy": {"outs": outs}}}), encoding="utf-8"
+    )
     assert record.problems("toy", "cpu", strict=True) == []
     for suffix, file in files.items():
         honest = file.read_text(encoding="utf-8")
         file.write_text(honest.replace("0", "00", 1), encoding="utf-8")
-        assert f"toy{suffix} is not the file that dvc.lock records" in " ".join(record.problems("toy", "cpu", strict=True)) or (
-            "not in the form" in " ".join(record.problems("toy", "cpu", strict=True)))
+        assert f"toy{suffix} is not the file that dvc.lock records" in " ".join(
+            record.problems("toy", "cpu", strict=True)
+        ) or ("not in the form" in " ".join(record.problems("toy", "cpu", strict=True)))
         file.write_text(honest, encoding="utf-8")
-    text = edit(ran, lambda d: d.update(seconds=0.1))  # nothing follows from it, and no digest shows it
+    text = edit(
+        ran, lambda d: d.update(seconds=0.1)
+    )  # nothing follows from it, and no digest shows it
     assert "toy.json is not the file that dvc.lock records" in text
     lock.write_text("<<<<<<< HEAD\n" + lock.read_text(encoding="utf-8"), encoding="utf-8")
     assert "git checkout dvc.lock" in " ".join(record.problems("toy", "cpu"))
@@ -242,7 +333,9 @@ def test_the_last_bytes_count_as_well(ran, suffix):
 
 def test_a_swapped_notebook_and_a_missing_half_are_caught(ran):
     notebook = ran.root / "results/cpu/toy.ipynb"
-    notebook.write_text(notebook.read_text(encoding="utf-8").replace("one is one", "one is two"), encoding="utf-8")
+    notebook.write_text(
+        notebook.read_text(encoding="utf-8").replace("one is one", "one is two"), encoding="utf-8"
+    )
     found = " ".join(record.problems("toy", "cpu"))
     assert "not the notebook that this record" in found and "cells are not those" in found
     notebook.unlink()
@@ -250,13 +343,20 @@ def test_a_swapped_notebook_and_a_missing_half_are_caught(ran):
 
 
 def test_records_are_valid_json_with_nan_measurements(house):
-    house.paper(extra="_real = run.record\nrun.record = lambda c, *a, **k: _real(c, *a, **({'gain': [float('nan'), 1.0, 2.0]} "
-                      "if c == 'C1' else k))")
+    house.paper(
+        extra="_real = run.record\nrun.record = lambda c, *a, **k: _real(c, *a, **({'gain': [float('nan'), 1.0, 2.0]} "
+        "if c == 'C1' else k))"
+    )
     result = runner.run("toy")
-    assert result["claims"][0]["verdict"] == "inconclusive" and result["claims"][0]["values"][0] is None
+    assert (
+        result["claims"][0]["verdict"] == "inconclusive"
+        and result["claims"][0]["values"][0] is None
+    )
     assert record.read("toy", "cpu")["measured"]["C1"]["gain"][0] is None
     assert record.problems("toy", "cpu") == []
-    assert "NaN" not in (house.root / "results/cpu/toy.json").read_text(encoding="utf-8").replace("are NaN", "")
+    assert "NaN" not in (house.root / "results/cpu/toy.json").read_text(encoding="utf-8").replace(
+        "are NaN", ""
+    )
 
 
 def test_a_truncated_notebook_is_named(house):
@@ -269,7 +369,9 @@ def test_a_truncated_notebook_is_named(house):
 def test_a_rerun_names_the_values_and_verdicts_that_changed(ran, capsys):
     assert cli.main(["rerun", "toy", "--dry", "--expect-same"]) == 0
     assert "every value and every verdict is the stored one" in capsys.readouterr().out
-    assert cli.main(["rerun", "toy", "--expect-same", "-p", "seed=4"]) == 1  # the verdicts are the same, the values not
+    assert (
+        cli.main(["rerun", "toy", "--expect-same", "-p", "seed=4"]) == 1
+    )  # the verdicts are the same, the values not
     text = capsys.readouterr().out
     assert "toy C1: 8 of 8 values of gain differ" in text and "now" not in text
     card = cards.load("toy")

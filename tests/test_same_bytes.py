@@ -1,4 +1,6 @@
-"""Same machine, same bytes: what two equal runs share, what is masked, and what a card marks as varying."""
+"""Same machine, same bytes: what two equal runs share, what is masked, and what a card marks as
+varying.
+"""
 
 import difflib
 import json
@@ -38,30 +40,51 @@ def test_two_runs_of_a_noisy_paper_give_equal_bytes_but_for_seconds_and_memory(h
     assert list(difflib.unified_diff(*(k[1].decode().splitlines() for k in kept), n=0)) == []
     assert kept[0] == kept[1]
     text = kept[0][1].decode()
-    assert "UserWarning: process ... looked at 0x..." in text and "thing.cc:12] slow" in text  # what was said stays
+    assert (
+        "UserWarning: process ... looked at 0x..." in text and "thing.cc:12] slow" in text
+    )  # what was said stays
     outputs = json.dumps([c["outputs"] for c in json.loads(text)["cells"] if "outputs" in c])
     assert "it/s" not in outputs and str(house.root) not in text
 
 
-@pytest.mark.parametrize(("said", "stored"), [
-    ("<Thing at 0x7f3a5c0012d0>", "<Thing at 0x...>"),
-    ("color: 0xff", "color: 0xff"),
-    (f"{tempfile.gettempdir()}/ipykernel_4711/123.py:3: UserWarning: deprecated", "ipykernel/cell.py:3: UserWarning: deprecated"),
-    ("the current process 4711 forked", "the current process ... forked"),
-    ("worker (pid=31): slow", "worker (pid=...): slow"),
-    ("2026-12-01 02:33:11,120 INFO ready", "(time) INFO ready"),
-])
+@pytest.mark.parametrize(
+    ("said", "stored"),
+    [
+        ("<Thing at 0x7f3a5c0012d0>", "<Thing at 0x...>"),
+        ("color: 0xff", "color: 0xff"),
+        (
+            f"{tempfile.gettempdir()}/ipykernel_4711/123.py:3: UserWarning: deprecated",
+            "ipykernel/cell.py:3: UserWarning: deprecated",
+        ),
+        ("the current process 4711 forked", "the current process ... forked"),
+        ("worker (pid=31): slow", "worker (pid=...): slow"),
+        ("2026-12-01 02:33:11,120 INFO ready", "(time) INFO ready"),
+    ],
+)
 def test_what_differs_between_processes_is_masked(said, stored):
     given = new_output("stream", name="stderr", text=said + "\n")
     assert varying.mask_output(given, Path("/some/checkout"))["text"] == stored + "\n"
 
 
 def test_times_on_stdout_stay_and_empty_warnings_go():
-    book = new_notebook(cells=[new_code_cell("x", outputs=[
-        new_output("stream", name="stdout", text="process 2 "), new_output("stream", name="stderr", text="\n"),
-        new_output("stream", name="stdout", text="of 3 at 02:33:11\n"),
-        new_output("stream", name="stderr", text="\r 10%|#    | 1/9 [00:01<00:09, 1.00it/s]\n")])])
-    assert [o["text"] for o in runner.normalise(book).cells[0].outputs] == ["process 2 of 3 at 02:33:11\n"]
+    book = new_notebook(
+        cells=[
+            new_code_cell(
+                "x",
+                outputs=[
+                    new_output("stream", name="stdout", text="process 2 "),
+                    new_output("stream", name="stderr", text="\n"),
+                    new_output("stream", name="stdout", text="of 3 at 02:33:11\n"),
+                    new_output(
+                        "stream", name="stderr", text="\r 10%|#    | 1/9 [00:01<00:09, 1.00it/s]\n"
+                    ),
+                ],
+            )
+        ]
+    )
+    assert [o["text"] for o in runner.normalise(book).cells[0].outputs] == [
+        "process 2 of 3 at 02:33:11\n"
+    ]
 
 
 @pytest.mark.parametrize("slug", cards.slugs())
@@ -72,14 +95,29 @@ def test_no_stored_notebook_holds_what_would_be_masked_now(slug):
     for cell in nbformat.read(file, as_version=4).cells:
         for output in cell.get("outputs", []):
             assert output.get("name") != "stderr" or "it/s" not in output["text"]
-            for text in (output.get("text"), *(v for k, v in output.get("data", {}).items() if k.startswith("text/"))):
-                assert text is None or varying.mask(text, paths.ROOT, output.get("name") == "stderr") == text
+            for text in (
+                output.get("text"),
+                *(v for k, v in output.get("data", {}).items() if k.startswith("text/")),
+            ):
+                assert (
+                    text is None
+                    or varying.mask(text, paths.ROOT, output.get("name") == "stderr") == text
+                )
 
 
 def timed(slug):
-    """Claims whose values a notebook takes from a clock: those recorded in a cell that reads a name filled by a timed cell."""
-    text = "\n".join(c.source for c in method.read(paths.NOTEBOOKS / f"{slug}.ipynb").cells if c.cell_type == "code")
-    return any(name in text for name in ("perf_counter", "time.time(", "monotonic(", "process_time", "timeit"))
+    """Claims whose values a notebook takes from a clock: those recorded in a cell that reads a name
+    filled by a timed cell.
+    """
+    text = "\n".join(
+        c.source
+        for c in method.read(paths.NOTEBOOKS / f"{slug}.ipynb").cells
+        if c.cell_type == "code"
+    )
+    return any(
+        name in text
+        for name in ("perf_counter", "time.time(", "monotonic(", "process_time", "timeit")
+    )
 
 
 @pytest.mark.parametrize("slug", cards.slugs())
@@ -90,14 +128,19 @@ def test_a_paper_that_reads_a_clock_marks_a_claim_or_a_finding(slug):
 
 
 def test_controls_vary_as_the_effect_that_they_must_fail():
-    assert varying.of_claims(cards.load("wave-cnn-compression")) == dict.fromkeys(("C5", "C5a", "N5", "N5a", "R5"), "time")
+    assert varying.of_claims(cards.load("wave-cnn-compression")) == dict.fromkeys(
+        ("C5", "C5a", "N5", "N5a", "R5"), "time"
+    )
     assert varying.of_claims(cards.load("relp")) == {"C5": "time"}
 
 
 def test_marked_arrays_are_left_out_of_a_comparison_and_nothing_else(house):
-    house.paper(card=toy.CARD.replace("    twin: N1\n", "    twin: N1\n    varies: time\n"),
-                extra='run.finding("F1", "seconds", [{}], varies="time")\nrun.finding("F2", "plain", [1.0])'
-                .replace("{}", "__import__('time').perf_counter()"))
+    house.paper(
+        card=toy.CARD.replace("    twin: N1\n", "    twin: N1\n    varies: time\n"),
+        extra='run.finding("F1", "seconds", [{}], varies="time")\nrun.finding("F2", "plain", [1.0])'.replace(
+            "{}", "__import__('time').perf_counter()"
+        ),
+    )
     runs = [runner.run("toy", write=False) for _ in range(2)]
     runs[1]["claims"][0]["values"] = [9.0] * 8  # C1
     runs[1]["claims"][2]["estimate"] = 9.0  # N1, which must fail C1
@@ -108,7 +151,9 @@ def test_marked_arrays_are_left_out_of_a_comparison_and_nothing_else(house):
     assert varying.fixed(runs[0], card) != varying.fixed(runs[1], card)
     assert [f["name"] for f in varying.fixed(runs[0], card)["findings"]] == ["F2"]
     html = tables.verdicts(card, runs[0], runs[0]["findings"])
-    assert html.count("(depends on the machine&#x27;s speed)") == 3 and "seconds (depends" in html  # C1, N1, F1
+    assert (
+        html.count("(depends on the machine&#x27;s speed)") == 3 and "seconds (depends" in html
+    )  # C1, N1, F1
     assert "depends on the machine's speed" in paper_page._findings(runs[0])
 
 

@@ -17,7 +17,16 @@ from layerbook.networks import shapesvlm
 
 FOLDER = paths.MODELS / "shapes-vlm"
 TINY = shapesvlm.Recipe(
-    runs=2, width=16, layers=2, hidden=24, align_steps=2, steps=2, batch=4, turns=4, examined=12, kinds=shapes.KINDS
+    runs=2,
+    width=16,
+    layers=2,
+    hidden=24,
+    align_steps=2,
+    steps=2,
+    batch=4,
+    turns=4,
+    examined=12,
+    kinds=shapes.KINDS,
 )
 
 
@@ -28,17 +37,26 @@ def scenes(n: int, seed: int = 0) -> list[shapes.Scene]:
 
 def test_objects_lie_in_their_boxes_and_can_be_told_apart():
     for s in scenes(60):
-        assert 2 <= len(s.cells) == len(set(s.cells)) == len(set(s.colours)) == len(set(s.shapes)) <= 4
+        assert (
+            2 <= len(s.cells) == len(set(s.cells)) == len(set(s.colours)) == len(set(s.shapes)) <= 4
+        )
         assert s.image.shape == (32, 32, 3) and s.image.dtype == np.uint8
         assert any(len({shapes.place(c, a) for c in s.cells}) == 2 for a in (0, 1))
-        for colour, shape, cell, (left, top, right, bottom) in zip(s.colours, s.shapes, s.cells, s.boxes):
+        for colour, shape, cell, (left, top, right, bottom) in zip(
+            s.colours, s.shapes, s.cells, s.boxes
+        ):
             box = s.image[top:bottom, left:right].astype(float)
             inside = shapes.outline(shape, right - left)
             painted, ground = box[inside].mean(0), box[~inside]
             nearest = min(shapes.COLOURS, key=lambda c: np.abs(painted - shapes.COLOURS[c]).sum())
             assert nearest == colour and (ground.size == 0 or ground.mean() < 70)
             assert shapes.patches_of((left, top, right, bottom)).nonzero()[0].tolist() == [cell]
-    assert not any((shapes.outline(a, 8) == shapes.outline(b, 8)).all() for a in shapes.SHAPES for b in shapes.SHAPES if a < b)
+    assert not any(
+        (shapes.outline(a, 8) == shapes.outline(b, 8)).all()
+        for a in shapes.SHAPES
+        for b in shapes.SHAPES
+        if a < b
+    )
 
 
 def test_patches_of_a_box_are_those_with_a_pixel_inside():
@@ -59,17 +77,31 @@ def test_captions_name_every_object_in_either_order():
         pairs = [tuple(words[i : i + 2]) for i in range(0, len(words), 3)]
         assert words[2::3] == ("and",) * (len(pairs) - 1) + (".",)
         by_colour = words[0] in shapes.COLOURS
-        assert {p if by_colour else p[::-1] for p in pairs} == set(zip(s.colours, s.shapes)) and len(pairs) == len(s.cells)
+        assert {p if by_colour else p[::-1] for p in pairs} == set(
+            zip(s.colours, s.shapes)
+        ) and len(pairs) == len(s.cells)
         first[by_colour] += 1
     assert min(first.values()) > 60
 
 
 def truth(scene: shapes.Scene, words: tuple[str, ...]) -> str:
     """The answer by reading the question, without knowing how it was made."""
-    (i,) = [j for j in range(len(scene.cells)) if scene.shapes[j] in words[:5] and words[words.index("the") + 1] == scene.shapes[j]
-            or "object" in words and scene.colours[j] == words[words.index("object") - 1]]  # fmt: skip
+    (i,) = [
+        j
+        for j in range(len(scene.cells))
+        if scene.shapes[j] in words[:5]
+        and words[words.index("the") + 1] == scene.shapes[j]
+        # fmt: skip
+        or "object" in words
+        and scene.colours[j] == words[words.index("object") - 1]
+    ]
     column, row = scene.cells[i] % 4, scene.cells[i] // 4
-    facts = {scene.colours[i], scene.shapes[i], ("left", "right")[column > 1], ("top", "bottom")[row > 1]}
+    facts = {
+        scene.colours[i],
+        scene.shapes[i],
+        ("left", "right")[column > 1],
+        ("top", "bottom")[row > 1],
+    }
     if words[0] == "what":
         return scene.colours[i] if words[1] == "color" else scene.shapes[i]
     if "or" in words:
@@ -114,7 +146,9 @@ def test_positions_of_examples():
     for i, q in enumerate(found.questions):
         words = [shapes.WORDS[t] for t in found.ids[i]]
         assert tuple(words[j - shapes.FIRST] for j in found.asked[i].nonzero()[:, 0]) == q.words
-        assert words[found.last[i] - shapes.FIRST] == ":" and set(words[found.last[i] - shapes.FIRST + 1 :]) <= {"<pad>"}
+        assert words[found.last[i] - shapes.FIRST] == ":" and set(
+            words[found.last[i] - shapes.FIRST + 1 :]
+        ) <= {"<pad>"}
         assert found.subject[i].nonzero()[:, 0].tolist() == [1 + found.scenes[i].cells[q.subject]]
 
 
@@ -131,7 +165,9 @@ def test_texts_packed_into_one_row_are_computed_as_if_alone(extra):
         alone = model(images, ids[:, part])[:, shapes.FIRST :]
         assert torch.allclose(packed[:, begin : begin + size], alone, atol=1e-4)
         begin += size
-    assert (targets >= 0).sum() == sum((row[: shapesvlm.LONGEST] >= 0).sum() for row in targets) + 4 * recipe.turns
+    assert (targets >= 0).sum() == sum(
+        (row[: shapesvlm.LONGEST] >= 0).sum() for row in targets
+    ) + 4 * recipe.turns
     first = targets[0, : shapesvlm.LONGEST]
     told = [shapes.WORDS[t] for t in first[first >= 0]]
     assert told[-1] == "." and len(told) % 3 == 0
@@ -140,7 +176,9 @@ def test_texts_packed_into_one_row_are_computed_as_if_alone(extra):
 def test_watching_does_not_change_what_is_trained(capsys, threads):
     recipe = replace(TINY, steps=3)
     (plain, curve), (watched, again) = shapesvlm.train(recipe), shapesvlm.train(recipe, watch=2)
-    assert curve == again and all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters()))
+    assert curve == again and all(
+        torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters())
+    )
     assert capsys.readouterr().err.count("step 2: loss") == 1
 
 
@@ -163,7 +201,9 @@ def test_the_command_is_reproducible_and_refuses_poor_networks(tmp_path, threads
         files = [(tmp_path / x / name / "model.safetensors").read_bytes() for x in "ab"]
         assert files[0] == files[1]
     models = shapesvlm.load(tmp_path / "a")
-    assert list(models) == ["seed-0", "seed-1"] and not any(p.requires_grad for p in models["seed-0"].parameters())
+    assert list(models) == ["seed-0", "seed-1"] and not any(
+        p.requires_grad for p in models["seed-0"].parameters()
+    )
     weights = [m.decoder.model.layers[0].mlp.up_proj.weight for m in models.values()]
     assert not torch.equal(*weights)
     with pytest.raises(FileNotFoundError):
@@ -173,12 +213,23 @@ def test_the_command_is_reproducible_and_refuses_poor_networks(tmp_path, threads
 def test_the_shipped_networks_pass_their_gate_and_say_so():
     card = json.loads((FOLDER / "card.json").read_text(encoding="utf-8"))
     kinds = list(card["held_out_accuracy_by_kind"].values())
-    assert card["gate"]["passed"] and min(min(k.values()) for k in kinds) == card["gate"]["worst"] >= shapesvlm.Recipe.gate
-    assert len(card["networks"]) == 5 and all(k.keys() == set(shapes.ATTRIBUTES) == card["questions"].keys() for k in kinds)
+    assert (
+        card["gate"]["passed"]
+        and min(min(k.values()) for k in kinds) == card["gate"]["worst"] >= shapesvlm.Recipe.gate
+    )
+    assert len(card["networks"]) == 5 and all(
+        k.keys() == set(shapes.ATTRIBUTES) == card["questions"].keys() for k in kinds
+    )
     assert sum(p.stat().st_size for p in FOLDER.rglob("*.safetensors")) < 8e6
     models = shapesvlm.load(FOLDER)
     for i, (name, model) in enumerate(models.items()):
-        found = shapes.examples(card["recipe"]["examined"], card["recipe"]["seed"] + i, kinds=card["recipe"]["kinds"])
+        found = shapes.examples(
+            card["recipe"]["examined"], card["recipe"]["seed"] + i, kinds=card["recipe"]["kinds"]
+        )
         right = shapesvlm.accuracy(model, found)
-        assert right.float().mean().item() == pytest.approx(card["held_out_accuracy"][name], abs=2e-3)
-        assert shapesvlm.by_kind(right, found).keys() == card["held_out_accuracy_by_kind"][name].keys()
+        assert right.float().mean().item() == pytest.approx(
+            card["held_out_accuracy"][name], abs=2e-3
+        )
+        assert (
+            shapesvlm.by_kind(right, found).keys() == card["held_out_accuracy_by_kind"][name].keys()
+        )

@@ -29,9 +29,17 @@ class Recipe:
 
 def test_a_convex_loss_is_minimised_and_the_network_frozen():
     net, target = Line(), torch.tensor([1.0, -2.0, 0.5])
-    curve = training.fit(net, lambda step: (net.slope - target).square().sum(), training.Schedule(300, 0.1, weight_decay=0.0))
+    curve = training.fit(
+        net,
+        lambda step: (net.slope - target).square().sum(),
+        training.Schedule(300, 0.1, weight_decay=0.0),
+    )
     assert len(curve) == 300 and curve[-1] < 1e-4 < curve[0]
-    assert torch.allclose(net.slope, target, atol=1e-2) and not net.slope.requires_grad and not net.training
+    assert (
+        torch.allclose(net.slope, target, atol=1e-2)
+        and not net.slope.requires_grad
+        and not net.training
+    )
 
 
 def test_steps_grow_for_a_tenth_of_the_time_and_then_shrink_to_nothing():
@@ -51,13 +59,22 @@ def test_steps_grow_for_a_tenth_of_the_time_and_then_shrink_to_nothing():
 def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_step():
     net = Line()
     with pytest.raises(FloatingPointError, match="step 2 is nan"):
-        training.fit(net, lambda step: net.slope.sum() * (float("nan") if step == 2 else 1.0), training.Schedule(5, 0.1))
+        training.fit(
+            net,
+            lambda step: net.slope.sum() * (float("nan") if step == 2 else 1.0),
+            training.Schedule(5, 0.1),
+        )
 
 
 def test_half_precision_is_stored_and_the_network_left_alone(tmp_path):
     net = Line()
-    training.save({"a": net, "b": Line()}, {"gate": {"passed": True}}, tmp_path, dtype=torch.float16)
-    assert load_file(tmp_path / "b/model.safetensors")["slope"].dtype == torch.float16 and net.slope.dtype == torch.float32
+    training.save(
+        {"a": net, "b": Line()}, {"gate": {"passed": True}}, tmp_path, dtype=torch.float16
+    )
+    assert (
+        load_file(tmp_path / "b/model.safetensors")["slope"].dtype == torch.float16
+        and net.slope.dtype == torch.float32
+    )
     assert json.loads((tmp_path / "card.json").read_text(encoding="utf-8"))["gate"]["passed"]
 
 

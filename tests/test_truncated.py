@@ -22,7 +22,9 @@ def ran(house):
 
 
 @pytest.mark.parametrize("suffix", [".json", ".verdicts.json", ".ipynb"])
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(share=st.floats(0, 1, exclude_max=True))
 @example(share=1.0)  # the newline at the end, and nothing else
 @example(share=0.0)

@@ -26,8 +26,12 @@ def test_matrices_are_those_of_linear_triangles(membrane):
     h, i = 1 / 16, 8 * 17 + 8
     k, m = (x[i].toarray().reshape(17, 17)[7:10, 7:10] for x in (membrane.stiffness, membrane.mass))
     assert np.allclose(k, [[0, -1, 0], [-1, 4, -1], [0, -1, 0]])
-    assert np.allclose(m * 12 / h**2, [[1, 1, 0], [1, 6, 1], [0, 1, 1]])  # the diagonal that cuts the squares, and not the other
-    assert membrane.mass.sum() == pytest.approx(1) and np.allclose(membrane.stiffness @ np.ones(289), 0)
+    assert np.allclose(
+        m * 12 / h**2, [[1, 1, 0], [1, 6, 1], [0, 1, 1]]
+    )  # the diagonal that cuts the squares, and not the other
+    assert membrane.mass.sum() == pytest.approx(1) and np.allclose(
+        membrane.stiffness @ np.ones(289), 0
+    )
     assert len(membrane.edge) == 64 and not set(membrane.edge) & set(membrane.inside)
     assert np.allclose(membrane.points[18], [h, h]) and np.allclose(membrane.points[1], [0, h])
     with pytest.raises(ValueError, match="2 nodes"):
@@ -35,7 +39,9 @@ def test_matrices_are_those_of_linear_triangles(membrane):
 
 
 def test_errors_fall_by_four_with_mesh_and_with_step():
-    assert wavefem.order("space") == pytest.approx(2, abs=0.1) and wavefem.order("time") == pytest.approx(2, abs=0.05)
+    assert wavefem.order("space") == pytest.approx(2, abs=0.1) and wavefem.order(
+        "time"
+    ) == pytest.approx(2, abs=0.05)
 
 
 def test_the_own_mode_turns_with_newmarks_closed_form_frequency(membrane):
@@ -49,7 +55,9 @@ def test_the_own_mode_turns_with_newmarks_closed_form_frequency(membrane):
 
 
 def test_steps_equal_newmarks_own_formulation(membrane, start):
-    """Displacement, velocity and acceleration with beta = 1/4 and gamma = 1/2, by dense linear algebra."""
+    """Displacement, velocity and acceleration with beta = 1/4 and gamma = 1/2, by dense linear
+    algebra.
+    """
     c, inside = 1.3, membrane.inside
     m, k = (x[inside][:, inside].toarray() for x in (membrane.mass, c**2 * membrane.stiffness))
     u, v = start[inside], np.zeros_like(start[inside])
@@ -67,7 +75,9 @@ def test_energy_is_kept_and_a_wrong_first_step_would_show(membrane, start):
     e = wavefem.energy(membrane, u, DT)
     assert e.shape == (64, 2) and (np.ptp(e, 0) / e[0]).max() < 1e-10
     elastic = (start * (membrane.stiffness @ start)).sum(0) / 2
-    assert np.allclose(e[0], elastic, rtol=0.1) and (e[0] < elastic).all()  # the mean of two steps is smoother than either
+    assert (
+        np.allclose(e[0], elastic, rtol=0.1) and (e[0] < elastic).all()
+    )  # the mean of two steps is smoother than either
     u[1] *= 1.01
     e = wavefem.energy(membrane, u, DT)
     assert (np.ptp(e, 0) / e[0]).min() > 1e-4
@@ -86,9 +96,15 @@ def test_the_explicit_scheme_reads_four_neighbours_and_agrees_for_short_steps(me
 
 def test_fields_are_read_off_linearly(membrane):
     points = wavefem.grid(5, 0.5, 0.95)
-    assert points[0].tolist() == [0.5, 0.5] and points[1].tolist() == [0.5, 0.6125] and len(points) == 25
+    assert (
+        points[0].tolist() == [0.5, 0.5]
+        and points[1].tolist() == [0.5, 0.6125]
+        and len(points) == 25
+    )
     plane = 2 * membrane.points[:, 0] - 3 * membrane.points[:, 1] + 1
-    assert np.allclose(wavefem.restrict(membrane, points) @ plane, 2 * points[:, 0] - 3 * points[:, 1] + 1)
+    assert np.allclose(
+        wavefem.restrict(membrane, points) @ plane, 2 * points[:, 0] - 3 * points[:, 1] + 1
+    )
     nodes = wavefem.restrict(membrane, membrane.points[[0, 40, 288]])
     assert np.allclose(nodes.toarray(), np.eye(289)[[0, 40, 288]])
 

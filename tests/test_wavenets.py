@@ -1,4 +1,6 @@
-"""The surrogates: their data, their weight counts, and that training them is reproducible and shares what it must."""
+"""The surrogates: their data, their weight counts, and that training them is reproducible and
+shares what it must.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,17 @@ def sets() -> dict[int, dict]:
 
 def test_parameters_lie_in_their_boxes_and_seeds_do_not_share_them():
     p, far = wavenets.draw(400, 3), wavenets.draw(400, 3, far=True)
-    assert (p >= wavenets.LOW).all() and (p <= wavenets.HIGH).all() and (np.ptp(p, 0) > 0.95 * (wavenets.HIGH - wavenets.LOW)).all()
+    assert (
+        (p >= wavenets.LOW).all()
+        and (p <= wavenets.HIGH).all()
+        and (np.ptp(p, 0) > 0.95 * (wavenets.HIGH - wavenets.LOW)).all()
+    )
     near = np.minimum(far[:, :2], 1 - far[:, :2])
     assert (near >= 0.08).all() and (near <= 0.2).all()
     assert {tuple(c) for c in far[:, :2] > 0.5} == set(np.ndindex(2, 2))  # all corners
-    assert not np.intersect1d(p, wavenets.draw(400, 4)).size and np.array_equal(p, wavenets.draw(400, 3))
+    assert not np.intersect1d(p, wavenets.draw(400, 4)).size and np.array_equal(
+        p, wavenets.draw(400, 3)
+    )
 
 
 def test_fields_are_the_solvers_at_the_stored_times(sets):
@@ -50,8 +58,12 @@ def test_arms_differ_in_their_filters_alone():
     assert filters["dense"] == 27 * (32 * 32 + 32 * 16 + 16 * 16)
     assert filters["A"] * 3 == filters["dense"] and filters["pointwise"] * 27 == filters["dense"]
     assert filters["B"] == 3 * (3 * 32 * 32 + (32 * 16 + 2 * 16 * 16) + 3 * 16 * 16)
-    assert filters["B"] <= filters["thin"] < 1.08 * filters["B"] and filters["grouped"] < filters["B"]
-    assert filters["dense"] / filters["thin"] > 3  # so that the thin network can pass the separated one's test
+    assert (
+        filters["B"] <= filters["thin"] < 1.08 * filters["B"] and filters["grouped"] < filters["B"]
+    )
+    assert (
+        filters["dense"] / filters["thin"] > 3
+    )  # so that the thin network can pass the separated one's test
     same = [nets[name].head.weight for name in ("dense", "A", "B", "grouped", "one-axis")]
     assert all(w.shape == same[0].shape for w in same)
     with pytest.raises(ValueError, match="unknown form 'C'"):
@@ -65,7 +77,9 @@ def test_the_readout_puts_eight_values_where_they_belong():
     x = net.read(net.maps(p)[-1])
     y = net(p)
     for t, i, j in ((0, 0, 0), (5, 2, 7), (7, 7, 6)):
-        assert torch.equal(y[:, t, i, j], x[:, 4 * (t % 2) + 2 * (i % 2) + j % 2, t // 2, i // 2, j // 2])
+        assert torch.equal(
+            y[:, t, i, j], x[:, 4 * (t % 2) + 2 * (i % 2) + j % 2, t // 2, i // 2, j // 2]
+        )
 
 
 def test_arms_of_a_seed_see_the_same_batches_and_training_is_deterministic(sets, monkeypatch):
@@ -78,18 +92,29 @@ def test_arms_of_a_seed_see_the_same_batches_and_training_is_deterministic(sets,
     monkeypatch.setattr(training, "fit", fit)
     pair = sets[0]["train"]
     a, b = (wavenets.train(TINY, wavenets.ARMS["B"], 0, pair) for _ in range(2))
-    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters())) and seen[0] == seen[1]
+    assert (
+        all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
+        and seen[0] == seen[1]
+    )
     other = wavenets.train(TINY, wavenets.ARMS["B"], 1, pair)
-    assert not torch.equal(a.head.weight, other.head.weight) and not any(p.requires_grad for p in a.parameters())
+    assert not torch.equal(a.head.weight, other.head.weight) and not any(
+        p.requires_grad for p in a.parameters()
+    )
     wrong = wavenets.train(TINY, wavenets.ARMS["shuffled"], 0, pair)
     assert seen[3][0] != seen[0][0] and not torch.equal(a.read.weight, wrong.read.weight)
     further = wavenets.train(TINY, wavenets.ARMS["B"], 0, pair, model=a)
-    assert further is a and not torch.equal(a.read.weight, b.read.weight) and a.scale.item() == pytest.approx(pair[1].std().item())
+    assert (
+        further is a
+        and not torch.equal(a.read.weight, b.read.weight)
+        and a.scale.item() == pytest.approx(pair[1].std().item())
+    )
 
 
 def test_errors_are_relative_to_each_samples_own_norm(sets):
     p, u = sets[0]["test"]
-    assert torch.allclose(wavenets.errors(lambda q: torch.zeros_like(u), (p, u)), torch.ones(4).double())
+    assert torch.allclose(
+        wavenets.errors(lambda q: torch.zeros_like(u), (p, u)), torch.ones(4).double()
+    )
     assert torch.allclose(wavenets.relative(1.5 * u, u), torch.full((4,), 0.5).double())
 
 
@@ -103,31 +128,45 @@ def test_processes_change_nothing(sets):
     assert all(np.array_equal(x, own["A"][0].state_dict()[k].numpy()) for k, x in alone.items())
 
 
-def test_the_command_writes_loadable_networks_and_refuses_poor_ones(tmp_path, monkeypatch, capsys, threads):
+def test_the_command_writes_loadable_networks_and_refuses_poor_ones(
+    tmp_path, monkeypatch, capsys, threads
+):
     monkeypatch.setattr(wavenets, "Recipe", lambda **kw: type(TINY)(**{**vars(TINY), **kw}))
     for name in "ab":
         assert wavenets.main([str(tmp_path / name), "--steps", "1"]) == 1
     assert "nothing may be concluded" in capsys.readouterr().err
-    written = [sorted(p.relative_to(tmp_path / x) for p in (tmp_path / x).rglob("*.*")) for x in "ab"]
+    written = [
+        sorted(p.relative_to(tmp_path / x) for p in (tmp_path / x).rglob("*.*")) for x in "ab"
+    ]
     assert written[0] == written[1] and len(written[0]) == len(wavenets.ARMS) + 1
     for file in written[0]:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
     recipe, nets = wavenets.load(tmp_path / "a")
-    assert recipe == replace(TINY, steps=1) and [len(n) for n in nets.values()] == [2] * len(wavenets.ARMS)
+    assert recipe == replace(TINY, steps=1) and [len(n) for n in nets.values()] == [2] * len(
+        wavenets.ARMS
+    )
     card = json.loads((tmp_path / "a" / "card.json").read_text(encoding="utf-8"))
-    assert not card["gate"]["passed"] and card["arms"]["thin"]["filter_weights"] >= card["arms"]["B"]["filter_weights"]
+    assert (
+        not card["gate"]["passed"]
+        and card["arms"]["thin"]["filter_weights"] >= card["arms"]["B"]["filter_weights"]
+    )
     found = wavenets.errors(nets["A"][1], wavenets.data(recipe, 1, ("test",))["test"]).mean().item()
     assert found == pytest.approx(card["test_error"]["A"][1], abs=2e-3)
 
 
 def test_the_shipped_networks_pass_their_gate_and_say_so():
     card = json.loads((NETS / "card.json").read_text(encoding="utf-8"))
-    assert card["gate"]["passed"] and max(card["test_error"]["dense"]) == card["gate"]["worst"] <= wavenets.Recipe.gate
+    assert (
+        card["gate"]["passed"]
+        and max(card["test_error"]["dense"]) == card["gate"]["worst"] <= wavenets.Recipe.gate
+    )
     assert sum(p.stat().st_size for p in NETS.rglob("*.safetensors")) < 8e6
     recipe, nets = wavenets.load(NETS)
     assert recipe == wavenets.Recipe()
     test = wavenets.data(recipe, 1, ("test",))["test"]
     for name in ("dense", "B"):
-        assert wavenets.errors(nets[name][1], test).mean().item() == pytest.approx(card["test_error"][name][1], rel=0.02)
+        assert wavenets.errors(nets[name][1], test).mean().item() == pytest.approx(
+            card["test_error"][name][1], rel=0.02
+        )
         filters = sum(separable.weights(conv) for conv in nets[name][1].convs)
         assert wavenets.counts(nets[name][1])[0] == card["arms"][name]["filter_weights"] == filters

@@ -1,7 +1,7 @@
 """Make the environment: `python3.11 tools/environment.py`, which is what `make env` calls.
 
-This file refuses a Python that does not do, so it must run on any: no syntax and no module here that Python 2.7 lacks.
-The work itself is in `tools/install.py`.
+This file refuses a Python that does not do, so it must run on any: no syntax and no module here
+that Python 2.7 lacks. The work itself is in `tools/install.py`.
 """
 
 from __future__ import print_function
@@ -31,7 +31,11 @@ def refusal():
     if LOWEST <= sys.version_info[:2] < BEYOND:
         return None
     found = [name for name in NAMES if starts(name)]
-    advice = "Type: make env PYTHON=" + found[0] if found else "Install Python " + VERSIONS + ", then type: make env"
+    advice = (
+        "Type: make env PYTHON=" + found[0]
+        if found
+        else "Install Python " + VERSIONS + ", then type: make env"
+    )
     return "error: Layerbook needs Python %s, and %s is Python %d.%d. %s" % (
         (VERSIONS, sys.executable) + tuple(sys.version_info[:2]) + (advice,)
     )

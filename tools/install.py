@@ -1,8 +1,9 @@
 """What `tools/environment.py` does once Python is known to be right: .venv from requirements.lock.
 
-torch comes first, by pip, so that the build is the one that pip is offered (a CPU build, where there is one). Its own
-metadata then decide whether the lock's CUDA packages are installed with the rest. The environment counts as made when
-torch and a kernel were started in it; one that was not made to the end, or by another Python, is removed and made anew.
+torch comes first, by pip, so that the build is the one that pip is offered (a CPU build, where
+there is one). Its own metadata then decide whether the lock's CUDA packages are installed with the
+rest. The environment counts as made when torch and a kernel were started in it; one that was not
+made to the end, or by another Python, is removed and made anew.
 """
 
 from __future__ import annotations
@@ -25,17 +26,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK, PROJECT = ROOT / "requirements.lock", ROOT / "pyproject.toml"
-CUDA = re.compile(r"(nvidia|cuda)-|triton$")  # names of the packages that only torch's CUDA build needs
+CUDA = re.compile(
+    r"(nvidia|cuda)-|triton$"
+)  # names of the packages that only torch's CUDA build needs
 STAMP = ".installed"
-# What a venv consists of; a folder with anything else in it may be somebody's work, and is not removed.
+# What a venv consists of; a folder with anything else in it may be somebody's work, and is not
+# removed.
 PARTS = {"bin", "include", "lib", "lib64", "share", "etc", "pyvenv.cfg", "CACHEDIR.TAG", ".gitignore", ".lock", STAMP,
          STAMP + ".part"}  # fmt: skip
 ROOM = 2.5e9  # bytes: the environment with torch's CPU build; with CUDA it takes about 8 GB
 NOTHING = 3e7  # bytes: with less than this left, whatever failed did so for want of room
-# Options of pip that uv understands in the same way; with any other in PIP_ARGS, pip does all the work.
+# Options of pip that uv understands in the same way; with any other in PIP_ARGS, pip does all the
+# work.
 SHARED = {"-i", "--index-url", "--extra-index-url", "-f", "--find-links", "--no-index"}
 
-# Run by the environment's own Python: the requirements of the installed torch that hold here, as [name, text, specifier].
+# Run by the environment's own Python: the requirements of the installed torch that hold here, as
+# [name, text, specifier].
 WANTED = """
 import importlib.metadata, json
 from pip._vendor.packaging.requirements import Requirement
@@ -61,7 +67,9 @@ def pins(text: str) -> dict[str, str]:
 
 
 def fingerprint() -> str:
-    """What the environment is made from and where: changes with the lock, the project and the folder."""
+    """What the environment is made from and where: changes with the lock, the project and the
+    folder.
+    """
     digest = hashlib.sha256(str(ROOT).encode())
     for file in (LOCK, PROJECT):
         digest.update(file.read_bytes())
@@ -74,10 +82,12 @@ def version() -> str:
 
 
 def whole(venv: Path, same_python: bool) -> bool:
-    """True when the environment was made to its end in this very place, and its Python is still there.
+    """True when the environment was made to its end in this very place, and its Python is still
+    there.
 
     Args:
-        same_python: ask for the version of the Python that runs this; otherwise any that Layerbook accepts does.
+        same_python: ask for the version of the Python that runs this; otherwise any that Layerbook
+            accepts does.
     """
     stamp, python = venv / STAMP, venv / "bin" / "python"
     if not stamp.is_file() or not python.exists():
@@ -94,7 +104,9 @@ def remove(venv: Path) -> None:
         return
     foreign = sorted({entry.name for entry in venv.iterdir()} - PARTS)
     if foreign:
-        raise Failed(f"{venv} holds {foreign[0]}, which no environment does; move the folder away, then type: make env")
+        raise Failed(
+            f"{venv} holds {foreign[0]}, which no environment does; move the folder away, then type: make env"
+        )
     shutil.rmtree(venv)
 
 
@@ -103,7 +115,9 @@ def preconditions() -> None:
     if shutil.which("git") is None:
         raise Failed("git is not installed, and DVC needs it. Install it (Debian: apt-get install git; macOS: "
                      "xcode-select --install), then type: make env")  # fmt: skip
-    if missing := [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]:
+    if missing := [
+        name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None
+    ]:
         raise Failed(f"{sys.executable} lacks the module {missing[0]}. Install it (Debian: apt-get install "
                      f"python{version()}-venv), then type: make env")  # fmt: skip
     if shutil.disk_usage(ROOT).free < ROOM:
@@ -113,9 +127,14 @@ def preconditions() -> None:
 def full() -> str:
     """What to say when the disk is full."""
     temporary = Path(tempfile.gettempdir())
-    free = ", ".join(f"{place} has {shutil.disk_usage(place).free / 1e9:.1f} GB" for place in (ROOT, temporary))
-    return (f"the disk is full: the environment needs about {ROOM / 1e9:.1f} GB (8 GB with torch's CUDA build), and {free} "
-            "free. Make room (TMPDIR may name another temporary folder), then type: make env")  # fmt: skip
+    free = ", ".join(
+        f"{place} has {shutil.disk_usage(place).free / 1e9:.1f} GB" for place in (ROOT, temporary)
+    )
+    return (
+        f"the disk is full: the environment needs about {ROOM / 1e9:.1f} GB (8 GB with torch's CUDA build), and {free} "
+        # fmt: skip
+        "free. Make room (TMPDIR may name another temporary folder), then type: make env"
+    )
 
 
 # What pip and uv say, and what it means. The first that is found is told.
@@ -139,7 +158,11 @@ def meaning(text: str) -> str:
     if min(shutil.disk_usage(place).free for place in (ROOT, tempfile.gettempdir())) < NOTHING:
         return full()  # venv does not pass on what its pip complains of
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if line.lower().startswith("error")] or lines or ["it gives no reason"]
+    told = (
+        [line for line in lines if line.lower().startswith("error")]
+        or lines
+        or ["it gives no reason"]
+    )
     return (f"the installer failed: {told[-1][:300]}. If the package registry lacks a package, name another in "
             "PIP_INDEX_URL or PIP_EXTRA_INDEX_URL; then type: make env")  # fmt: skip
 
@@ -158,7 +181,9 @@ def call(command: Sequence[str | Path], quiet: bool = False, **variables: str) -
 
 def pip_settings(python: Path) -> dict[str, str]:
     """pip's settings, from its files and the environment, that say where packages are."""
-    listed = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False).stdout
+    listed = subprocess.run(
+        [python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    ).stdout
     settings = {}
     for line in listed.splitlines():
         key, _, value = line.partition("=")
@@ -173,7 +198,9 @@ def uv_variables(settings: dict[str, str]) -> dict[str, str]:
         "UV_FIND_LINKS": ",".join(links.split()) if links else "",
         "UV_EXTRA_INDEX_URL": settings.get("extra-index-url", ""),
         "UV_DEFAULT_INDEX": index or "",
-        "UV_NO_INDEX": "true" if settings.get("no-index", "").lower() in ("1", "true", "yes", "on") else "",
+        "UV_NO_INDEX": "true"
+        if settings.get("no-index", "").lower() in ("1", "true", "yes", "on")
+        else "",
         "SSL_CERT_FILE": settings.get("cert", ""),
         "UV_INDEX_STRATEGY": "unsafe-best-match",  # as pip: all indexes are equal
     }
@@ -190,7 +217,19 @@ def install(python: Path, file: Path, arguments: Sequence[str]) -> None:
     """Install a file of pins, by uv where it is there and by pip otherwise, or when uv fails."""
     uv = uv_program(arguments)
     if uv:
-        command = [uv, "pip", "install", "-q", "--python", python, "--no-deps", "--compile-bytecode", *arguments, "-r", file]
+        command = [
+            uv,
+            "pip",
+            "install",
+            "-q",
+            "--python",
+            python,
+            "--no-deps",
+            "--compile-bytecode",
+            *arguments,
+            "-r",
+            file,
+        ]
         try:
             call(command, **uv_variables(pip_settings(python)))
             return
@@ -207,12 +246,14 @@ def divide(lock: dict[str, str], wanted: Sequence[Sequence[str]]) -> tuple[list[
         wanted: (name, requirement) of all that the installed torch requires here.
 
     Returns:
-        the lines of the lock to install (the CUDA packages among them only if torch wants one of those), and torch's
-        requirements that the lock does not pin (another accelerator's).
+        the lines of the lock to install (the CUDA packages among them only if torch wants one of
+        those), and torch's requirements that the lock does not pin (another accelerator's).
     """
     names = {re.sub(r"[-_.]+", "-", name).lower(): text for name, text in wanted}
     cuda = any(CUDA.match(name) and name in lock for name in names)
-    rest = [line for name, line in lock.items() if name != "torch" and (cuda or not CUDA.match(name))]
+    rest = [
+        line for name, line in lock.items() if name != "torch" and (cuda or not CUDA.match(name))
+    ]
     return rest, [text for name, text in names.items() if name not in lock]
 
 
@@ -227,7 +268,11 @@ def make(venv: Path, arguments: Sequence[str]) -> None:
         file.write_text(lock["torch"] + "\n", encoding="utf-8")
         call([python, "-m", "pip", "install", "--no-deps", *arguments, "-r", file])
         rest, others = divide(lock, json.loads(call([python, "-c", WANTED], quiet=True)))
-        what = "with the CUDA packages" if any(CUDA.match(name_of(line)) for line in rest) else "without CUDA packages"
+        what = (
+            "with the CUDA packages"
+            if any(CUDA.match(name_of(line)) for line in rest)
+            else "without CUDA packages"
+        )
         print(f"installing the other packages, {what}", flush=True)
         file.write_text("\n".join(rest) + "\n", encoding="utf-8")
         install(python, file, arguments)
@@ -241,7 +286,9 @@ def make(venv: Path, arguments: Sequence[str]) -> None:
 
 
 def started(python: Path) -> None:
-    """Start torch and a kernel in the environment. Raises Failed with the last line of what went wrong."""
+    """Start torch and a kernel in the environment. Raises Failed with the last line of what went
+    wrong.
+    """
     done = subprocess.run([python, ROOT / "tools" / "started.py"], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True,
                           text=True, errors="replace", check=False)  # fmt: skip
     if done.returncode:
@@ -268,13 +315,26 @@ def alone() -> Iterator[None]:
 def main() -> int:
     """Bring .venv up to the lock; 0 when it is."""
     parser = argparse.ArgumentParser(prog="tools/environment.py", description=__doc__)
-    parser.add_argument("--venv", default=".venv", help="folder of the environment, relative to the checkout")
-    parser.add_argument("--pip", default="", help="further options of pip, such as '--extra-index-url ADDRESS'")
-    parser.add_argument("--anew-for-another-python", action="store_true", help="not content with one of another version")
+    parser.add_argument(
+        "--venv", default=".venv", help="folder of the environment, relative to the checkout"
+    )
+    parser.add_argument(
+        "--pip", default="", help="further options of pip, such as '--extra-index-url ADDRESS'"
+    )
+    parser.add_argument(
+        "--anew-for-another-python",
+        action="store_true",
+        help="not content with one of another version",
+    )
     options = parser.parse_args()
     venv, same = ROOT / options.venv, options.anew_for_another_python
-    if Path(sys.prefix).resolve() == venv.resolve():  # the environment must not remove the Python that makes it
-        os.execv(sys._base_executable, [sys._base_executable, str(ROOT / "tools" / "environment.py"), *sys.argv[1:]])
+    if (
+        Path(sys.prefix).resolve() == venv.resolve()
+    ):  # the environment must not remove the Python that makes it
+        os.execv(
+            sys._base_executable,
+            [sys._base_executable, str(ROOT / "tools" / "environment.py"), *sys.argv[1:]],
+        )
     if whole(venv, same):
         return 0
     try:
@@ -283,13 +343,20 @@ def main() -> int:
             if whole(venv, same):
                 return 0
             if venv.exists() or venv.is_symlink():
-                print(f"{venv} is unfinished, or made from another lock or by another Python: making it anew", flush=True)
+                print(
+                    f"{venv} is unfinished, or made from another lock or by another Python: making it anew",
+                    flush=True,
+                )
                 remove(venv)
             make(venv, shlex.split(options.pip))
     except (Failed, OSError) as error:
-        print(f"error: {error if isinstance(error, Failed) else meaning(str(error))}", file=sys.stderr)
+        print(
+            f"error: {error if isinstance(error, Failed) else meaning(str(error))}", file=sys.stderr
+        )
         if "the disk is full" in str(error):
-            shutil.rmtree(venv, ignore_errors=True)  # it would be made anew in any case: give its room back
+            shutil.rmtree(
+                venv, ignore_errors=True
+            )  # it would be made anew in any case: give its room back
         return 1
     except KeyboardInterrupt:
         print("\nstopped; 'make env' starts again", file=sys.stderr)

@@ -1,6 +1,8 @@
-"""Start torch and a Jupyter kernel with the Python that runs this, and say so; any failure is an exception.
+"""Start torch and a Jupyter kernel with the Python that runs this, and say so; any failure is an
+exception.
 
-Run by `tools/install.py` with the new environment's Python: what merely lies on the disk does not count as installed.
+Run by `tools/install.py` with the new environment's Python: what merely lies on the disk does not
+count as installed.
 """
 
 import os
@@ -30,10 +32,18 @@ def answer(code: str) -> str:
 
 
 def main() -> None:
-    """Multiply in torch, here and in a kernel. Raises RuntimeError if the kernel does not answer the same."""
+    """Multiply in torch, here and in a kernel. Raises RuntimeError if the kernel does not answer
+    the same.
+    """
     here = str((torch.ones(2, 3) @ torch.ones(3, 2)).sum().item())
-    with tempfile.TemporaryDirectory(prefix="lb-") as folder:  # neither needs a home that can be written
-        os.environ |= {"JUPYTER_RUNTIME_DIR": folder, "IPYTHONDIR": folder, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    with tempfile.TemporaryDirectory(
+        prefix="lb-"
+    ) as folder:  # neither needs a home that can be written
+        os.environ |= {
+            "JUPYTER_RUNTIME_DIR": folder,
+            "IPYTHONDIR": folder,
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
         there = answer("import torch; print((torch.ones(2, 3) @ torch.ones(3, 2)).sum().item())")
     if there != here:
         raise RuntimeError(f"a kernel answers {there!r} where {here!r} is right")

@@ -1,4 +1,6 @@
-"""What Sphinx needs to know about this book: local web libraries and fonts, page feet, launch links, plain docstrings."""
+"""What Sphinx needs to know about this book: local web libraries and fonts, page feet, launch
+links, plain docstrings.
+"""
 
 from __future__ import annotations
 
@@ -49,16 +51,23 @@ def _repository(app: Sphinx) -> str:
 
 
 def copy_vendor(app: Sphinx, _: Any = None) -> None:
-    """Copy web libraries and fonts into the build, outside html_static_path: Jupyter Book would load a library twice."""
+    """Copy web libraries and fonts into the build, outside html_static_path: Jupyter Book would
+    load a library twice.
+    """
     target = Path(app.outdir) / "_static" / "vendor"
     for source, place in VENDOR.items():
         found = root_of(app) / "data" / "web" / source
         if not found.exists():
-            raise ExtensionError(f"{found} is missing: get the book's web libraries and fonts with `make data`")
+            raise ExtensionError(
+                f"{found} is missing: get the book's web libraries and fonts with `make data`"
+            )
         (target / place).parent.mkdir(parents=True, exist_ok=True)
         if found.is_dir():
-            # contents alone: data/ may be a read-only link into a cache, and a copy must be replaceable
-            shutil.copytree(found, target / place, dirs_exist_ok=True, copy_function=shutil.copyfile)
+            # contents alone: data/ may be a read-only link into a cache, and a copy must be
+            #     replaceable
+            shutil.copytree(
+                found, target / place, dirs_exist_ok=True, copy_function=shutil.copyfile
+            )
         else:
             shutil.copyfile(found, target / place)
 
@@ -70,24 +79,39 @@ def configure(app: Sphinx, config: Any) -> None:
         options.pop("repository_url", None)
     else:
         options["use_repository_button"] = options["use_issues_button"] = True
-    options.pop("launch_buttons", None)  # they would open book/papers, which is not in the repository
+    options.pop(
+        "launch_buttons", None
+    )  # they would open book/papers, which is not in the repository
 
 
 def commit_of(root: Path, record: Path) -> str:
-    """The last commit of a record; 'uncommitted' without git, without history, or with local changes."""
+    """The last commit of a record; 'uncommitted' without git, without history, or with local
+    changes.
+    """
 
     def git(*words: str) -> str | None:
         # a checkout that another user owns is read here, and only read
         command = ["git", "-c", f"safe.directory={root}", *words]
         try:
-            done = subprocess.run(command, cwd=root, capture_output=True, encoding="utf-8", errors="replace",
-                                  check=False, timeout=20)
+            done = subprocess.run(
+                command,
+                cwd=root,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                check=False,
+                timeout=20,
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     dirty = git("status", "--porcelain", "--", str(record))
-    return (git("log", "-1", "--format=%h", "--", str(record)) or "uncommitted") if dirty == "" else "uncommitted"
+    return (
+        (git("log", "-1", "--format=%h", "--", str(record)) or "uncommitted")
+        if dirty == ""
+        else "uncommitted"
+    )
 
 
 def _paper(pagename: str) -> tuple[str, str] | None:
@@ -108,14 +132,22 @@ def outdated(app: Sphinx, env: Any, added: set, changed: set, removed: set) -> l
     return [d for d, commit in now.items() if d in before and before[d] != commit]
 
 
-def page_foot(app: Sphinx, pagename: str, template: str, context: dict, doctree: nodes.document | None) -> None:
-    """Under each paper: commit, device, time, memory and the command that makes it again; launch links on top."""
+def page_foot(
+    app: Sphinx, pagename: str, template: str, context: dict, doctree: nodes.document | None
+) -> None:
+    """Under each paper: commit, device, time, memory and the command that makes it again; launch
+    links on top.
+    """
     if doctree is None:
         return
     if r"\(" in context.get("body", "") and "lb-" in context["body"]:
-        app.env.get_domain("math").data["has_equations"][pagename] = True  # math in a rendered table
+        app.env.get_domain("math").data["has_equations"][pagename] = (
+            True  # math in a rendered table
+        )
     paper = _paper(pagename)
-    record_path = root_of(app) / "results" / (paper or ("", ""))[1] / f"{(paper or ('', ''))[0]}.json"
+    record_path = (
+        root_of(app) / "results" / (paper or ("", ""))[1] / f"{(paper or ('', ''))[0]}.json"
+    )
     if not paper or not record_path.is_file():
         return
     slug, tier = paper
@@ -161,18 +193,28 @@ def launch_buttons(app: Sphinx, pagename: str, template: str, context: dict, doc
     context["header_buttons"].insert(0, {**group, "buttons": buttons})
 
 
-def drop_double_thebe(app: Sphinx, pagename: str, template: str, context: dict, doctree: Any) -> None:
-    """sphinx-thebe adds its inline script twice, and its library comes from elsewhere: leave both out."""
+def drop_double_thebe(
+    app: Sphinx, pagename: str, template: str, context: dict, doctree: Any
+) -> None:
+    """sphinx-thebe adds its inline script twice, and its library comes from elsewhere: leave both
+    out.
+    """
     files = context.get("script_files")
     if files is not None:
-        context["script_files"] = [f for f in files if "thebe" not in f"{f} {getattr(f, 'attributes', '')}".lower()]
+        context["script_files"] = [
+            f for f in files if "thebe" not in f"{f} {getattr(f, 'attributes', '')}".lower()
+        ]
 
 
 SECTION = re.compile(r"(Args|Returns|Yields|Raises|Attributes|Example|Source):\s*$")
 
 
-def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are plain text here: escape what reStructuredText takes for markup, keep `code`, sections and blocks."""
+def plain_docstring(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Docstrings are plain text here: escape what reStructuredText takes for markup, keep `code`,
+    sections and blocks.
+    """
     out: list[str] = []
     literal = section = False
     for line in lines:
@@ -184,7 +226,10 @@ def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, l
             out += ["::", ""]  # an indented block of its own: a command or a table
             literal = True
         pieces = re.split(r"(`+[^`]+`+)", body)
-        plain = [f"``{p.strip('`')}``" if p.startswith("`") else re.sub(r"([\\*|_`])", r"\\\1", p) for p in pieces]
+        plain = [
+            f"``{p.strip('`')}``" if p.startswith("`") else re.sub(r"([\\*|_`])", r"\\\1", p)
+            for p in pieces
+        ]
         out.append(indent + (body if literal else "".join(plain)))
     lines[:] = out
 
@@ -193,9 +238,13 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connect everything."""
     app.connect("config-inited", configure)
     app.connect("env-get-outdated", outdated)
-    app.connect("html-page-context", page_foot, priority=400)  # before tippy and MathJax look at the page
+    app.connect(
+        "html-page-context", page_foot, priority=400
+    )  # before tippy and MathJax look at the page
     app.connect("html-page-context", launch_buttons, priority=600)
     app.connect("html-page-context", drop_double_thebe, priority=900)
-    app.connect("autodoc-process-docstring", plain_docstring, priority=400)  # before napoleon reads the sections
+    app.connect(
+        "autodoc-process-docstring", plain_docstring, priority=400
+    )  # before napoleon reads the sections
     app.connect("build-finished", copy_vendor)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

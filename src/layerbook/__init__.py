@@ -1,8 +1,9 @@
 """Papers about what happens in which layer of a network, run and checked claim by claim.
 
-Importing the package settles whose code runs: that of the checkout in whose folders the work is done. An editable install
-belongs to one checkout; a command, a notebook or a test in another one (a `git worktree`, a copy that DVC runs an experiment
-in) must use the code beside it, or the evidence there would be attributed to files that did not make it.
+Importing the package settles whose code runs: that of the checkout in whose folders the work is
+done. An editable install belongs to one checkout; a command, a notebook or a test in another one (a
+`git worktree`, a copy that DVC runs an experiment in) must use the code beside it, or the evidence
+there would be attributed to files that did not make it.
 """
 
 import importlib as _importlib
@@ -14,7 +15,9 @@ ROOT_VARIABLE = "LAYERBOOK_ROOT"
 
 
 def checkout_above(folder: _Path) -> _Path | None:
-    """The nearest checkout at or above a folder: one with a pyproject.toml that declares this very project."""
+    """The nearest checkout at or above a folder: one with a pyproject.toml that declares this very
+    project.
+    """
     for candidate in (folder, *folder.parents):
         project = candidate / "pyproject.toml"
         try:
@@ -53,7 +56,8 @@ def _hand_over() -> None:
     if _sys.path[:1] == [source] or not (code_of(checkout) / "__init__.py").is_file():
         return  # handed over already, or nothing there to hand over to
     _sys.path.insert(0, source)
-    # A module may put another in its own place: the import that is under way returns what stands in sys.modules.
+    # A module may put another in its own place: the import that is under way returns what stands in
+    # sys.modules.
     del _sys.modules[__name__]
     _importlib.import_module(__name__)
 

@@ -44,7 +44,9 @@ def _new(args: argparse.Namespace) -> int:
         paper = input(f"the paper ({scaffold.EXAMPLES}; empty: later): ")
     for file in scaffold.new(args.slug, paper or ""):
         print(f"wrote {file.relative_to(paths.ROOT)}")
-    print(f"it is a draft, which the book leaves out; fill in every TODO: 'layerbook check {args.slug}' lists what is left")
+    print(
+        f"it is a draft, which the book leaves out; fill in every TODO: 'layerbook check {args.slug}' lists what is left"
+    )
     return 0
 
 
@@ -66,15 +68,25 @@ def _rerun(args: argparse.Namespace) -> int:
     result = runner.run(args.slug, args.tier, dict(args.param), write=not args.dry)
     for row in result["claims"]:
         print(f"{row['id']:4s} {tables.label(row['kind'], row['verdict']):16s} {row['reason']}")
-    print(f"{args.slug}: {result['seconds']:.0f} s, {result['peak_memory_mb']} MB, {result['device']}")
-    other = runner.other_parameters(args.slug, result) if args.tier == result["tier"] and not args.dry else []
+    print(
+        f"{args.slug}: {result['seconds']:.0f} s, {result['peak_memory_mb']} MB, {result['device']}"
+    )
+    other = (
+        runner.other_parameters(args.slug, result)
+        if args.tier == result["tier"] and not args.dry
+        else []
+    )
     if other:
         given = " ".join(f"-p {name} {value}" for name, value in args.param)
-        print(f"nothing was stored: {'; '.join(other)}. Keep a copy of such a run with: papermill notebooks/{args.slug}.ipynb "
-              f"copy.ipynb -p tier {args.tier} {given}".rstrip())
+        print(
+            f"nothing was stored: {'; '.join(other)}. Keep a copy of such a run with: papermill notebooks/{args.slug}.ipynb "
+            f"copy.ipynb -p tier {args.tier} {given}".rstrip()
+        )
     if args.slug in cards.drafts():
-        print(f"{args.slug} is a draft: nothing was stored; when it is to enter the book, take the line 'draft: true' out of "
-              f"notebooks/{args.slug}.yaml and run 'layerbook sync'")
+        print(
+            f"{args.slug} is a draft: nothing was stored; when it is to enter the book, take the line 'draft: true' out of "
+            f"notebooks/{args.slug}.yaml and run 'layerbook sync'"
+        )
     return _compare(stored, result) if stored else 0
 
 
@@ -108,7 +120,9 @@ def _compare(stored: dict[str, Any], result: dict[str, Any]) -> int:
     from layerbook.pipeline import deps, verdicts
 
     changed = verdicts.differences(stored, result, deps.card(result["paper"]))
-    print("\n".join(changed) or f"{result['paper']}: every value and every verdict is the stored one")
+    print(
+        "\n".join(changed) or f"{result['paper']}: every value and every verdict is the stored one"
+    )
     return 1 if changed else 0
 
 
@@ -117,11 +131,18 @@ def _fresh(args: argparse.Namespace) -> int:
     from layerbook.pipeline import advice, record, stages, store
 
     if named := sorted(set(args.slug) & set(cards.drafts())):
-        raise cards.CardError(f"{', '.join(named)}: a draft holds no evidence; "
-                              f"try it with 'layerbook rerun {named[0]} --tier smoke'")
+        raise cards.CardError(
+            f"{', '.join(named)}: a draft holds no evidence; "
+            f"try it with 'layerbook rerun {named[0]} --tier smoke'"
+        )
     bad = cards.draft_faults()
-    bad += [f"{tier}/{slug}: {p}" for slug in args.slug or cards.slugs() for tier in record.TIERS
-            if tier == "cpu" or record.file_of(slug, tier).is_file() for p in record.problems(slug, tier, strict=True)]
+    bad += [
+        f"{tier}/{slug}: {p}"
+        for slug in args.slug or cards.slugs()
+        for tier in record.TIERS
+        if tier == "cpu" or record.file_of(slug, tier).is_file()
+        for p in record.problems(slug, tier, strict=True)
+    ]
     if stages.sync(check=True):
         bad.append("dvc.yaml or params.yaml is not what the notebooks import: run 'layerbook sync'")
     if changed := store.changed_networks():
@@ -137,7 +158,10 @@ def _sync(args: argparse.Namespace) -> int:
     from layerbook.pipeline import stages
 
     difference = stages.sync(check=args.check)
-    print(difference or "dvc.yaml and params.yaml are in step with the notebooks", end="" if difference else "\n")
+    print(
+        difference or "dvc.yaml and params.yaml are in step with the notebooks",
+        end="" if difference else "\n",
+    )
     _name_drafts()
     return 1 if difference and args.check else 0
 
@@ -148,7 +172,10 @@ def _status(args: argparse.Namespace) -> int:
     for slug, tier in verdicts.stored():
         found = verdicts.evidence(slug, tier)
         counts = Counter(r["verdict"] for r in found["claims"])
-        print(f"{slug:20s} {tier:4s} {found['seconds']:6.0f} s  " + ", ".join(f"{n} {v}" for v, n in counts.items()))
+        print(
+            f"{slug:20s} {tier:4s} {found['seconds']:6.0f} s  "
+            + ", ".join(f"{n} {v}" for v, n in counts.items())
+        )
     _name_drafts()
     return 0
 
@@ -175,10 +202,14 @@ def _data(args: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command's argument parser."""
-    top = argparse.ArgumentParser(prog="layerbook", description="Papers that are run, not only read.")
+    top = argparse.ArgumentParser(
+        prog="layerbook", description="Papers that are run, not only read."
+    )
     sub = top.add_subparsers(dest="command", required=True)
 
-    def add(name: str, function: Callable[[argparse.Namespace], int], text: str, slugs: str = "") -> argparse.ArgumentParser:
+    def add(
+        name: str, function: Callable[[argparse.Namespace], int], text: str, slugs: str = ""
+    ) -> argparse.ArgumentParser:
         p = sub.add_parser(name, help=text, description=text)
         p.set_defaults(function=function)
         if slugs:
@@ -187,23 +218,59 @@ def parser() -> argparse.ArgumentParser:
 
     add("check", _check, "hold notebooks and cards against the conventions", "*")
     new = add("new", _new, "scaffold card, notebook and test of a new paper", "1")
-    new.add_argument("--paper", metavar="ID", help="arXiv id, DOI, ACL Anthology or OpenReview id, or the address of its page")
+    new.add_argument(
+        "--paper",
+        metavar="ID",
+        help="arXiv id, DOI, ACL Anthology or OpenReview id, or the address of its page",
+    )
     run = add("rerun", _rerun, "execute a paper and store its record", "1")
     run.add_argument("--tier", default="cpu", choices=["smoke", "cpu", "gpu", "gpu-dry"])
-    run.add_argument("-p", "--param", action="append", default=[], type=_value, metavar="NAME=VALUE")
+    run.add_argument(
+        "-p", "--param", action="append", default=[], type=_value, metavar="NAME=VALUE"
+    )
     run.add_argument("--dry", action="store_true", help="store nothing")
-    run.add_argument("--expect-same", action="store_true",
-                     help="fail when a measured value or a verdict differs from the stored one")
-    many = add("run", _run, "run all stale papers, or those named, several at once, and record them in DVC", "*")
-    many.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="how many papers at once (default 1)")
+    run.add_argument(
+        "--expect-same",
+        action="store_true",
+        help="fail when a measured value or a verdict differs from the stored one",
+    )
+    many = add(
+        "run",
+        _run,
+        "run all stale papers, or those named, several at once, and record them in DVC",
+        "*",
+    )
+    many.add_argument(
+        "-j", "--jobs", type=int, default=1, metavar="N", help="how many papers at once (default 1)"
+    )
     many.add_argument("--tier", default="cpu", choices=["cpu", "gpu"])
-    many.add_argument("--cold", action="store_true", help="a plain kernel for each paper instead of warm, forked ones")
-    many.add_argument("--slurm", action="store_true", help="one Slurm job per paper, as `slurm` in params.yaml says")
+    many.add_argument(
+        "--cold",
+        action="store_true",
+        help="a plain kernel for each paper instead of warm, forked ones",
+    )
+    many.add_argument(
+        "--slurm",
+        action="store_true",
+        help="one Slurm job per paper, as `slurm` in params.yaml says",
+    )
     add("fresh", _fresh, "fail when a stored result is not that of the files beside it", "*")
-    add("decide", _decide, "decide the stored records again, after a change of the engine or of a card's tests", "*")
-    add("sync", _sync, "derive dvc.yaml and params.yaml").add_argument("--check", action="store_true", help="only compare")
+    add(
+        "decide",
+        _decide,
+        "decide the stored records again, after a change of the engine or of a card's tests",
+        "*",
+    )
+    add("sync", _sync, "derive dvc.yaml and params.yaml").add_argument(
+        "--check", action="store_true", help="only compare"
+    )
     add("status", _status, "verdict counts of the stored records")
-    add("clean", _clean, "bring source notebooks into their stored form, without outputs and traces of an editor", "*")
+    add(
+        "clean",
+        _clean,
+        "bring source notebooks into their stored form, without outputs and traces of an editor",
+        "*",
+    )
     add("data", _data, "fetch what is missing, verify it against data.dvc, prepare what is stale")
     return top
 
@@ -215,8 +282,11 @@ def _say_which_checkout() -> None:
 
     here = layerbook.checkout_here()
     if os.environ.get(paths.VARIABLE) and here and here != paths.ROOT:
-        print(f"layerbook: {paths.VARIABLE} names {paths.ROOT}, so that is where this works, not the checkout "
-              f"of the working folder, {here}; to work here: unset {paths.VARIABLE}", file=sys.stderr)
+        print(
+            f"layerbook: {paths.VARIABLE} names {paths.ROOT}, so that is where this works, not the checkout "
+            f"of the working folder, {here}; to work here: unset {paths.VARIABLE}",
+            file=sys.stderr,
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

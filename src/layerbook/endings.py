@@ -1,4 +1,6 @@
-"""How a command ends: in order after a signal, in one message after a fault, and never in a bare traceback."""
+"""How a command ends: in order after a signal, in one message after a fault, and never in a bare
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 DEBUG = "LAYERBOOK_DEBUG"
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
 BROKEN_PIPE = 128 + 13
 PATIENCE = 2.0  # seconds in which further signals are taken for the same wish to stop
@@ -32,10 +36,11 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def orderly() -> Iterator[None]:
-    """Raise `Stopped` on SIGINT, SIGTERM and SIGHUP, so that every `finally` on the way out is passed.
+    """Raise `Stopped` on SIGINT, SIGTERM and SIGHUP, so that every `finally` on the way out is
+    passed.
 
-    SIGINT counts even where a background shell had it ignored; SIGHUP stays ignored under nohup. In any other thread than
-    the main one, to which signals do not come, this does nothing.
+    SIGINT counts even where a background shell had it ignored; SIGHUP stays ignored under nohup. In
+    any other thread than the main one, to which signals do not come, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -45,7 +50,9 @@ def orderly() -> Iterator[None]:
     def stop(number: int, _frame: Any) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= PATIENCE:  # a terminal that closes sends several; the first one is being followed already
+        if (
+            now - last >= PATIENCE
+        ):  # a terminal that closes sends several; the first one is being followed already
             last = now
             raise Stopped(number)
 
@@ -87,13 +94,14 @@ def command(
 ) -> int:
     """Run a command; returns its exit code.
 
-    An exception of this package, a ValueError and an error of the operating system are expected: their own message says what
-    the user needs. Any other is a fault of the program.
+    An exception of this package, a ValueError and an error of the operating system are expected:
+    their own message says what the user needs. Any other is a fault of the program.
 
     Args:
         name: as the user typed it; begins every message.
         function: the command itself.
-        explain: the message for an exception, '' where it knows none; asked before the exception's own is taken.
+        explain: the message for an exception, '' where it knows none; asked before the exception's
+            own is taken.
     """
     try:
         with orderly():
@@ -101,15 +109,21 @@ def command(
     except KeyboardInterrupt as stopped:
         number = getattr(stopped, "number", signal.SIGINT)
         # A fresh line: the terminal has just shown ^C.
-        print(f"\n{name}: stopped by {signal.Signals(number).name}; nothing is half-written, and the same command can be "
-              "run again", file=sys.stderr)
+        print(
+            f"\n{name}: stopped by {signal.Signals(number).name}; nothing is half-written, and the same command can be "
+            "run again",
+            file=sys.stderr,
+        )
         return 128 + number
     except BrokenPipeError:  # `... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except subprocess.CalledProcessError as error:
         said = error.cmd if isinstance(error.cmd, str) else " ".join(map(str, error.cmd))
-        return _fault(name, f"'{said}' failed with exit code {error.returncode}; what it printed above says why")
+        return _fault(
+            name,
+            f"'{said}' failed with exit code {error.returncode}; what it printed above says why",
+        )
     except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
         if explain and (told := explain(error)):
             return _fault(name, told)
@@ -122,8 +136,11 @@ def command(
             return _fault(name, str(error) or type(error).__name__)
         if os.environ.get(DEBUG):
             traceback.print_exc()
-        print(f"{name}: unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}; this is a fault of Layerbook "
-              f"itself; to see where it happened, set {DEBUG}=1 and run the command again", file=sys.stderr)
+        print(
+            f"{name}: unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}; this is a fault of Layerbook "
+            f"itself; to see where it happened, set {DEBUG}=1 and run the command again",
+            file=sys.stderr,
+        )
         return UNEXPECTED
 
 

@@ -1,4 +1,6 @@
-"""Files written whole or not at all, the locks they are written under, and what killed processes left behind."""
+"""Files written whole or not at all, the locks they are written under, and what killed processes
+left behind.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class Held(Exception):
 
 @contextmanager
 def lock(name: str) -> Iterator[None]:
-    """Hold a lock of this checkout, waiting no longer than `sweep` may hold it; it ends with the process that holds it.
+    """Hold a lock of this checkout, waiting no longer than `sweep` may hold it; it ends with the
+    process that holds it.
 
     Raises:
         Held: another one holds it.
@@ -46,7 +49,8 @@ def lock(name: str) -> Iterator[None]:
 
 
 def replace_all(files: Mapping[Path, bytes]) -> None:
-    """Write several files that belong together: each is on the disk in full before the first takes its place.
+    """Write several files that belong together: each is on the disk in full before the first takes
+    its place.
 
     Raises:
         OSError: one could not be written, most often for want of room; then all are as they were.
@@ -67,15 +71,19 @@ def replace_all(files: Mapping[Path, bytes]) -> None:
 
 
 def sweep() -> list[Path]:
-    """Remove what killed processes left behind: folders build/run-*, temporary files of stored ones. Returns what went.
+    """Remove what killed processes left behind: folders build/run-*, temporary files of stored
+    ones. Returns what went.
 
-    Everything of a paper is written under the paper's lock, so what lies there while the lock is free belongs to no one.
+    Everything of a paper is written under the paper's lock, so what lies there while the lock is
+    free belongs to no one.
     """
     gone: list[Path] = []
     for slug, leftover in _by_paper().items():
         with suppress(Held, OSError), lock(f"{slug}.lock"):
             for path in leftover:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
+                    missing_ok=True
+                )
                 gone.append(path)
     for folder in (paths.ROOT, paths.RESULTS, paths.ROOT / "build" / "slurm", paths.NOTEBOOKS):
         for path in folder.glob(".*.*.*") if folder.is_dir() else ():
@@ -99,9 +107,14 @@ def _by_paper() -> dict[str, list[Path]]:
 
 
 def _orphan(path: Path) -> bool:
-    """True for `.name.ext.<pid>` of a process that is gone, and old enough that no other machine can be writing it."""
+    """True for `.name.ext.<pid>` of a process that is gone, and old enough that no other machine
+    can be writing it.
+    """
     pid = path.name.rpartition(".")[2]
-    if not (path.is_file() and pid.isascii() and pid.isdecimal()) or time.time() - path.stat().st_mtime < MINUTE:
+    if (
+        not (path.is_file() and pid.isascii() and pid.isdecimal())
+        or time.time() - path.stat().st_mtime < MINUTE
+    ):
         return False
     try:
         os.kill(int(pid), 0)

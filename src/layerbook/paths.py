@@ -8,11 +8,14 @@ from pathlib import Path
 import layerbook
 
 VARIABLE = layerbook.ROOT_VARIABLE
-MEASUREMENTS_VARIABLE = "LAYERBOOK_MEASUREMENTS"  # the file to which a notebook hands its raw measurements
+MEASUREMENTS_VARIABLE = (
+    "LAYERBOOK_MEASUREMENTS"  # the file to which a notebook hands its raw measurements
+)
 
 
 def find_root() -> Path:
-    """Return the checkout: $LAYERBOOK_ROOT, else that of the working folder, else the one that this file lies in.
+    """Return the checkout: $LAYERBOOK_ROOT, else that of the working folder, else the one that this
+    file lies in.
 
     Raises FileNotFoundError, saying how to name it, when there is none.
     """

@@ -6,9 +6,11 @@ import sys
 
 
 def lenient() -> None:
-    """Let this process print anything: what its terminal's encoding lacks is written as an escape (\\\\u2713).
+    """Let this process print anything: what its terminal's encoding lacks is written as an escape
+    (\\\\u2713).
 
-    For the first line of a command. Streams that are not text files (a notebook's, a test's) are left alone.
+    For the first line of a command. Streams that are not text files (a notebook's, a test's) are
+    left alone.
     """
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)

@@ -1,7 +1,10 @@
-"""YAML files that people write, read strictly: plain data, each fault with its line, and nothing that YAML guesses.
+"""YAML files that people write, read strictly: plain data, each fault with its line, and nothing
+that YAML guesses.
 
-YAML has more than a card needs: tags that build objects, anchors, keys that are no text, words that one reader takes
-for text and another for true or false. Whatever could be read in two ways is refused, and the message says what to write.
+YAML has more than a card needs: tags that build objects, anchors, keys that are no text, words that
+    one reader takes
+for text and another for true or false. Whatever could be read in two ways is refused, and the
+message says what to write.
 """
 
 from __future__ import annotations
@@ -20,8 +23,11 @@ MAX_BYTES = 256_000
 LARGEST = 1e100  # of any number; beyond it, arithmetic with floats overflows
 TAG = "tag:yaml.org,2002:"
 WORDS = frozenset("y n yes no on off".split())  # true or false in YAML 1.1, text in YAML 1.2
-# They turn the direction of the text around them, or are not seen at all: what is shown would not be what is written.
-INVISIBLE = frozenset("\u200b\u200e\u200f\u061c\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff")
+# They turn the direction of the text around them, or are not seen at all: what is shown would not
+# be what is written.
+INVISIBLE = frozenset(
+    "\u200b\u200e\u200f\u061c\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+)
 
 
 class YamlFault(ValueError):
@@ -42,7 +48,9 @@ class Document:
         self._faults: list[tuple[int, str]] = []
         self._seen: set[int] = set()
         if directive := re.search(r"^%.*", text, flags=re.M):
-            raise YamlFault(f"{name}:1: the line {directive[0][:40]!r} changes how YAML is read: take it out")
+            raise YamlFault(
+                f"{name}:1: the line {directive[0][:40]!r} changes how YAML is read: take it out"
+            )
         try:
             root = YAML(typ="safe", pure=True).compose(text)
             self.data = self._value(root, ()) if root is not None else None
@@ -55,13 +63,22 @@ class Document:
             raise YamlFault(f"{name}:1: not valid YAML: {reason[:200]}") from None
         except RecursionError:
             raise YamlFault(f"{name}:1: lists or mappings are nested too deeply") from None
-        except (ValueError, AttributeError, TypeError, LookupError, NotImplementedError, AssertionError) as error:
+        except (
+            ValueError,
+            AttributeError,
+            TypeError,
+            LookupError,
+            NotImplementedError,
+            AssertionError,
+        ) as error:
             # ruamel raises these on a few broken texts
             raise YamlFault(f"{name}:1: not valid YAML: {str(error)[:200]}") from None
         self.refuse(self._faults)
 
     def line(self, where: tuple[Any, ...] | list[Any]) -> int:
-        """The line, from 1, on which the value at a path stands; that of the nearest value above it when there is none."""
+        """The line, from 1, on which the value at a path stands; that of the nearest value above it
+        when there is none.
+        """
         path = tuple(where)
         while path not in self._lines:
             path = path[:-1]
@@ -70,7 +87,9 @@ class Document:
     def refuse(self, faults: list[tuple[int, str]]) -> None:
         """Raise YamlFault with these faults (line, text), in order; nothing when there are none."""
         if faults:
-            raise YamlFault("\n".join(f"{self.name}:{line}: {text}" for line, text in sorted(faults)))
+            raise YamlFault(
+                "\n".join(f"{self.name}:{line}: {text}" for line, text in sorted(faults))
+            )
 
     def _fault(self, node: Node, where: tuple[Any, ...], text: str) -> None:
         at = f"{'.'.join(map(str, where))}: " if where else ""
@@ -78,7 +97,11 @@ class Document:
 
     def _value(self, node: Node, where: tuple[Any, ...]) -> Any:
         if id(node) in self._seen or node.anchor:
-            self._fault(node, where, "anchors and aliases (&name, *name) are not used here: write the value out")
+            self._fault(
+                node,
+                where,
+                "anchors and aliases (&name, *name) are not used here: write the value out",
+            )
             return None
         self._seen.add(id(node))
         if isinstance(node, MappingNode):
@@ -108,8 +131,16 @@ class Document:
 
     def _text(self, node: ScalarNode, where: tuple[Any, ...]) -> str:
         for c in node.value:
-            if c in INVISIBLE or (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") or ord(c) & 0xFFFE == 0xFFFE:
-                self._fault(node, where, f"the invisible character U+{ord(c):04X} is not allowed: take it out")
+            if (
+                c in INVISIBLE
+                or (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t")
+                or ord(c) & 0xFFFE == 0xFFFE
+            ):
+                self._fault(
+                    node,
+                    where,
+                    f"the invisible character U+{ord(c):04X} is not allowed: take it out",
+                )
                 break
         return node.value
 
@@ -117,7 +148,11 @@ class Document:
         kind, text = node.tag.removeprefix(TAG), node.value
         if kind == "str":
             if node.style is None and text.lower() in WORDS:
-                self._fault(node, where, f"some YAML readers take {text} for true or false: write \"{text}\" for the word")
+                self._fault(
+                    node,
+                    where,
+                    f'some YAML readers take {text} for true or false: write "{text}" for the word',
+                )
             return self._text(node, where)
         if kind == "null":
             return None
@@ -132,12 +167,20 @@ class Document:
     def _number(self, node: ScalarNode, where: tuple[Any, ...], kind: str) -> float:
         text = node.value.replace("_", "")
         try:
-            value = int(text, 0 if text.lstrip("+-")[:2] in ("0x", "0o", "0b") else 10) if kind == "int" else _float(text)
+            value = (
+                int(text, 0 if text.lstrip("+-")[:2] in ("0x", "0o", "0b") else 10)
+                if kind == "int"
+                else _float(text)
+            )
         except ValueError:
             value = math.nan
         if abs(value) <= LARGEST:
             return value
-        self._fault(node, where, f"{node.value[:40]} is no finite number that can be computed with: write an ordinary number")
+        self._fault(
+            node,
+            where,
+            f"{node.value[:40]} is no finite number that can be computed with: write an ordinary number",
+        )
         return 0
 
 
@@ -153,10 +196,14 @@ def _no_key(key: Node) -> str:
 
 
 def read(file: Path) -> Document:
-    """Read one file. Raises YamlFault with file and line of each fault, FileNotFoundError when it is not there."""
+    """Read one file. Raises YamlFault with file and line of each fault, FileNotFoundError when it
+    is not there.
+    """
     content = file.read_bytes()
     if len(content) > MAX_BYTES:
-        raise YamlFault(f"{file.name}:1: the file has {len(content):,} bytes, more than {MAX_BYTES:,}")
+        raise YamlFault(
+            f"{file.name}:1: the file has {len(content):,} bytes, more than {MAX_BYTES:,}"
+        )
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,4 +1,6 @@
-"""The method of AST-Probe against brute force, other libraries and closed forms; and what happens when it is broken."""
+"""The method of AST-Probe against brute force, other libraries and closed forms; and what happens
+when it is broken.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,9 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from layerbook.claims import cards, engine
 from layerbook.data import loaders, pycode
-from layerbook.pipeline import method
-from layerbook.layers import transformer as tf
 from layerbook.data.pycode import Node
+from layerbook.layers import transformer as tf
+from layerbook.pipeline import method
 
 SOURCES = (
     "def f(a, b=1):\n    return a + b\n",
@@ -45,7 +47,9 @@ def functions() -> list[tuple[tuple[str, ...], Node]]:
 @pytest.fixture
 def task(ap, functions):
     corpus = ap.Corpus([tree for _, tree in functions], range(12))
-    h = torch.randn(2, corpus.first[-1], 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    h = torch.randn(
+        2, corpus.first[-1], 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     return SimpleNamespace(corpus=corpus, h=h, train=list(range(12)), valid=list(range(12, 18)))
 
 
@@ -61,7 +65,9 @@ def test_the_rows_of_a_small_tree_are_those_worked_out_by_hand(ap):
 
 
 def ancestors(tree: Node, path: tuple = (), place: tuple = ()) -> dict[int, tuple]:
-    """For each leaf the nodes above it, outermost first, each as (its place in the tree, its label)."""
+    """For each leaf the nodes above it, outermost first, each as (its place in the tree, its
+    label).
+    """
     found, here = {}, (*path, (place, tree.label))
     for k, child in enumerate(tree.children):
         found |= {child: here} if isinstance(child, int) else ancestors(child, here, (*place, k))
@@ -76,9 +82,13 @@ def test_random_trees_come_back_and_order_of_heights_is_that_of_ancestors(ap):
             continue
         d, c, u = ap.encode(tree)
         assert len(u) == n == len(d) + 1 == len(c) + 1
-        assert ap.decode(d, c, u) == tree and ap.decode([x**3 + 1 for x in d], c, u) == tree  # only the order counts
+        assert (
+            ap.decode(d, c, u) == tree and ap.decode([x**3 + 1 for x in d], c, u) == tree
+        )  # only the order counts
         above = ancestors(tree)
-        for i in range(n - 1):  # the label of a gap is that of the lowest common ancestor, unless it is artificial
+        for i in range(
+            n - 1
+        ):  # the label of a gap is that of the lowest common ancestor, unless it is artificial
             common = [a for a, b in zip(above[i], above[i + 1]) if a == b]
             if c[i] != ap.EMPTY:
                 assert c[i].split(ap.SEPARATOR)[-1] == common[-1][1]
@@ -87,13 +97,21 @@ def test_random_trees_come_back_and_order_of_heights_is_that_of_ancestors(ap):
 
 
 def test_a_predicted_tree_may_be_odd_but_never_breaks(ap):
-    assert ap.decode([1, 1], [ap.EMPTY, "A"], [ap.EMPTY] * 3) == Node(ap.BAD_ROOT, (0, Node("A", (1, 2))))
-    assert ap.decode([2, 2, 2], ["A", "B", "C"], [ap.EMPTY] * 4) == Node("A", (0, Node("B", (1, Node("C", (2, 3))))))
+    assert ap.decode([1, 1], [ap.EMPTY, "A"], [ap.EMPTY] * 3) == Node(
+        ap.BAD_ROOT, (0, Node("A", (1, 2)))
+    )
+    assert ap.decode([2, 2, 2], ["A", "B", "C"], [ap.EMPTY] * 4) == Node(
+        "A", (0, Node("B", (1, Node("C", (2, 3)))))
+    )
     rng = np.random.default_rng(0)
     for n in range(2, 60):
         c = rng.choice(["A", "B<sep>C", ap.EMPTY], n - 1).tolist()
-        tree = ap.decode(rng.normal(size=n - 1).tolist(), c, rng.choice(["U", ap.EMPTY], n).tolist())
-        assert list(ancestors(tree)) == list(range(n)) and ap.EMPTY not in {x[0] for x in ap.constituents(tree)}
+        tree = ap.decode(
+            rng.normal(size=n - 1).tolist(), c, rng.choice(["U", ap.EMPTY], n).tolist()
+        )
+        assert list(ancestors(tree)) == list(range(n)) and ap.EMPTY not in {
+            x[0] for x in ap.constituents(tree)
+        }
     assert ap.decode(list(range(200, 0, -1)), ["A"] * 200, [ap.EMPTY] * 201).label == "A"
 
 
@@ -101,8 +119,14 @@ def test_trees_agree_with_the_nodes_of_ast(functions):
     for source, (words, tree) in zip(SOURCES, functions):
         labels = Counter()
         for node in ast.walk(ast.parse(source).body[0]):
-            covers = hasattr(node, "lineno") or isinstance(node, ast.comprehension | ast.withitem) or (
-                isinstance(node, ast.arguments) and any(True for _ in ast.iter_child_nodes(node)))
+            covers = (
+                hasattr(node, "lineno")
+                or isinstance(node, ast.comprehension | ast.withitem)
+                or (
+                    isinstance(node, ast.arguments)
+                    and any(True for _ in ast.iter_child_nodes(node))
+                )
+            )
             labels[type(node).__name__] += covers
         stack, found, leaves = [tree], Counter(), []
         while stack:
@@ -119,9 +143,16 @@ def test_trees_agree_with_the_nodes_of_ast(functions):
 
 
 def test_hits_are_those_of_multisets(ap):
-    gold, predicted = Counter({("A", 0, 3): 1, ("B", 1, 2): 2}), Counter({("A", 0, 3): 2, ("B", 1, 2): 1, ("C", 0, 1): 1})
+    gold, predicted = (
+        Counter({("A", 0, 3): 1, ("B", 1, 2): 2}),
+        Counter({("A", 0, 3): 2, ("B", 1, 2): 1, ("C", 0, 1): 1}),
+    )
     assert ap.score(gold, predicted) == pytest.approx((2 / 4, 2 / 3, 4 / 7))
-    assert ap.score(gold, gold) == (1, 1, 1) and ap.score(gold, Counter({("D", 0, 3): 1})) == (0, 0, 0)
+    assert ap.score(gold, gold) == (1, 1, 1) and ap.score(gold, Counter({("D", 0, 3): 1})) == (
+        0,
+        0,
+        0,
+    )
     tree = Node("A", (Node("A", (0,)), Node("B", (Node("A", (1, 2)),))))
     assert ap.constituents(tree) == Counter([("A", 0, 2), ("A", 0, 0), ("B", 1, 2), ("A", 1, 2)])
 
@@ -133,21 +164,34 @@ def test_hits_are_those_of_multisets(ap):
 def test_leaf_vectors_are_means_of_their_pieces(ap, functions, kind):
     torch.manual_seed(0)
     tokenizer = loaders.encoder("minilm")[1] if kind == "bert" else loaders.causal_lm("smollm2")[1]
-    common = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-              "intermediate_size": 8}
-    model = (BertModel(BertConfig(**common)) if kind == "bert" else LlamaModel(LlamaConfig(**common))).eval()
+    common = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    model = (
+        BertModel(BertConfig(**common)) if kind == "bert" else LlamaModel(LlamaConfig(**common))
+    ).eval()
     texts = [words for words, _ in functions[:5]]
     found, at = ap.leaf_states(tf.Stack(model), tokenizer, texts, batch=3), 0
     for words in texts:
-        own = [tokenizer(f" {word}", add_special_tokens=False).input_ids for word in words]  # pieces never cross a space
+        own = [
+            tokenizer(f" {word}", add_special_tokens=False).input_ids for word in words
+        ]  # pieces never cross a space
         first, last = ([101], [102]) if kind == "bert" else ([tokenizer.bos_token_id], [])
         ids = torch.tensor([first + sum(own, []) + last])
         states = torch.stack(model(input_ids=ids, output_hidden_states=True).hidden_states)[:, 0]
         place = 1
         for pieces in own:
-            kept = [place + k for k, piece in enumerate(pieces) if tokenizer.decode([piece]) != " "]  # lone spaces are dropped
+            kept = [
+                place + k for k, piece in enumerate(pieces) if tokenizer.decode([piece]) != " "
+            ]  # lone spaces are dropped
             wanted = states[:, kept].mean(1)
-            upto = 2 if kind == "llama" else 3  # what Hugging Face gives as a decoder's last state is after the final norm
+            upto = (
+                2 if kind == "llama" else 3
+            )  # what Hugging Face gives as a decoder's last state is after the final norm
             assert torch.allclose(found[:upto, at], wanted[:upto], atol=1e-5)
             place, at = place + len(pieces), at + 1
     assert at == found.shape[1]
@@ -166,7 +210,9 @@ def test_random_layers_keep_the_embeddings_and_nothing_else(ap):
     model, tokenizer = loaders.encoder("minilm")
     first, again, other = (ap.random_layers(model, seed) for seed in (1, 1, 2))
     texts = [("def", "f", "(", ")"), ("a", "=", "b")]
-    h, a, b, c = (ap.leaf_states(tf.Stack(m), tokenizer, texts) for m in (model, first, again, other))
+    h, a, b, c = (
+        ap.leaf_states(tf.Stack(m), tokenizer, texts) for m in (model, first, again, other)
+    )
     assert torch.equal(h[0], a[0]) and torch.equal(a, b) and torch.equal(a[0], c[0])
     assert not torch.allclose(h[1], a[1]) and not torch.allclose(a[1], c[1])
 
@@ -174,7 +220,12 @@ def test_random_layers_keep_the_embeddings_and_nothing_else(ap):
 def test_a_window_sees_its_neighbours_and_no_other_function(ap):
     h = torch.arange(1.0, 8)[:, None]
     first = [[0, 0, 1, 2, 3], [0, 1, 2, 3, 4], [1, 2, 3, 4, 0], [2, 3, 4, 0, 0]]
-    assert ap.window(h, ["abcd", "xyz"]).tolist() == [*first, [0, 0, 5, 6, 7], [0, 5, 6, 7, 0], [5, 6, 7, 0, 0]]
+    assert ap.window(h, ["abcd", "xyz"]).tolist() == [
+        *first,
+        [0, 0, 5, 6, 7],
+        [0, 5, 6, 7, 0],
+        [5, 6, 7, 0, 0],
+    ]
 
 
 # --- the loss and its minimisation ---
@@ -193,13 +244,23 @@ def test_the_loss_is_the_papers_written_out(ap, task):
                 x = task.h[s, task.corpus.first[i] : task.corpus.first[i + 1]].numpy() @ B
                 step = x[1:] - x[:-1]
                 length = (step**2).sum(1)
-                hinge += [max(0, 1 - (length[a] - length[b])) for a in range(len(d)) for b in range(len(d)) if d[a] > d[b]]
+                hinge += [
+                    max(0, 1 - (length[a] - length[b]))
+                    for a in range(len(d))
+                    for b in range(len(d))
+                    if d[a] > d[b]
+                ]
                 for vectors, names, label, scores in ((vc, 0, c, nats_c), (vu, 1, u, nats_u)):
                     z = (step if names == 0 else x) @ vectors
                     for t, name in enumerate(label):
                         if name in task.corpus.labels[names]:
-                            scores.append(math.log(np.exp(z[t]).sum()) - z[t, task.corpus.labels[names].index(name)])
-            assert found[s, k].item() == pytest.approx(np.mean(hinge) + np.mean(nats_c) + np.mean(nats_u), abs=1e-9)
+                            scores.append(
+                                math.log(np.exp(z[t]).sum())
+                                - z[t, task.corpus.labels[names].index(name)]
+                            )
+            assert found[s, k].item() == pytest.approx(
+                np.mean(hinge) + np.mean(nats_c) + np.mean(nats_u), abs=1e-9
+            )
     B = probe.B[1, 1].numpy()
     assert ap.skew(probe.B)[1, 1].item() == pytest.approx(np.linalg.norm(B.T @ B - np.eye(4)) ** 2)
 
@@ -215,7 +276,9 @@ def test_training_is_adam_with_the_schedule_of_the_paper(ap, task):
         stream, best, waiting, kept = ap.order(task.train, 32, 0), math.inf, 0, None
         for _ in range(14):
             for _ in range(4):
-                loss = ap.losses(ap.Probe(*probe), h, task.corpus.batch(next(stream))) + 5 * ap.skew(probe[0])
+                loss = ap.losses(
+                    ap.Probe(*probe), h, task.corpus.batch(next(stream))
+                ) + 5 * ap.skew(probe[0])
                 adam.zero_grad()
                 loss.sum().backward()
                 adam.step()
@@ -233,11 +296,21 @@ def test_training_is_adam_with_the_schedule_of_the_paper(ap, task):
 
 
 def test_a_readable_tree_is_read_and_breaking_the_probe_loses_it(ap, functions):
-    """Vectors that hold each tree by construction: F1 is 1, and it falls when a part of the method is broken."""
-    corpus, g = ap.Corpus([tree for _, tree in functions], range(18)), torch.Generator().manual_seed(0)
-    height, c, u = (torch.tensor([x for code in corpus.codes for x in pick(code)]) for pick in (
-        lambda code: [0, *np.cumsum([x**0.5 * (-1) ** i for i, x in enumerate(code[0])])],
-        lambda code: [0, *(corpus.labels[0].index(x) for x in code[1])], lambda code: [corpus.labels[1].index(x) for x in code[2]]))
+    """Vectors that hold each tree by construction: F1 is 1, and it falls when a part of the method
+    is broken.
+    """
+    corpus, g = (
+        ap.Corpus([tree for _, tree in functions], range(18)),
+        torch.Generator().manual_seed(0),
+    )
+    height, c, u = (
+        torch.tensor([x for code in corpus.codes for x in pick(code)])
+        for pick in (
+            lambda code: [0, *np.cumsum([x**0.5 * (-1) ** i for i, x in enumerate(code[0])])],
+            lambda code: [0, *(corpus.labels[0].index(x) for x in code[1])],
+            lambda code: [corpus.labels[1].index(x) for x in code[2]],
+        )
+    )
     code_c = torch.nn.functional.one_hot(c, len(corpus.labels[0])).double()
     for i in corpus.first[:-1]:
         code_c[i] = 0
@@ -253,7 +326,9 @@ def test_a_readable_tree_is_read_and_breaking_the_probe_loses_it(ap, functions):
     assert ap.scores(probe, h, corpus, rows)[0, 0, :, 2].mean() == 1
     shuffled = h[:, torch.randperm(h.shape[1], generator=g)]
     assert ap.scores(probe, shuffled, corpus, rows)[0, 0, :, 2].mean() < 0.4
-    assert ap.scores(probe, h.roll(1, 1), corpus, rows)[0, 0, :, 2].mean() < 0.4  # an alignment that is off by one
+    assert (
+        ap.scores(probe, h.roll(1, 1), corpus, rows)[0, 0, :, 2].mean() < 0.4
+    )  # an alignment that is off by one
     assert ap.scores(probe._replace(vc=-probe.vc), h, corpus, rows)[0, 0, :, 2].mean() < 0.7
 
 
@@ -271,7 +346,9 @@ def test_pairs_are_those_of_one_function(ap, task):
     batch = task.corpus.batch([2, 0, 5])
     owner = [k for k, i in enumerate((2, 0, 5)) for _ in task.corpus.codes[i][0]]
     d = [x for i in (2, 0, 5) for x in task.corpus.codes[i][0]]
-    wanted = {(a, b) for a in range(len(d)) for b in range(len(d)) if owner[a] == owner[b] and d[a] > d[b]}
+    wanted = {
+        (a, b) for a in range(len(d)) for b in range(len(d)) if owner[a] == owner[b] and d[a] > d[b]
+    }
     assert set(zip(batch.high.tolist(), batch.low.tolist())) == wanted
     assert (batch.left[1:] - batch.left[:-1]).tolist().count(2) == 2  # no gap between two functions
 
@@ -295,7 +372,9 @@ def test_the_guess_branches_to_the_right(ap, functions):
 
 
 def test_layers_are_chosen_in_validation_and_units_are_modules(ap):
-    valid = np.array([[[0.1, 0.3], [0.9, 0.9]], [[0.5, 0.5], [0.2, 0.2]]])  # [layers, seeds, functions]
+    valid = np.array(
+        [[[0.1, 0.3], [0.9, 0.9]], [[0.5, 0.5], [0.2, 0.2]]]
+    )  # [layers, seeds, functions]
     table = np.arange(8).reshape(2, 2, 2)
     assert ap.choose(valid, table).tolist() == [[4, 5], [2, 3]]
     assert ap.by_module(np.array([[1.0, 3, 5]]), ["b", "a", "b"]).tolist() == [[3, 3]]
@@ -307,7 +386,9 @@ def test_dealing_keeps_scores_and_takes_their_order(ap):
     x = np.arange(24.0).reshape(4, 2, 3)
     y = ap.dealt(x, 0)
     assert np.array_equal(np.sort(y, 0), np.sort(x, 0)) and not np.array_equal(x, y)
-    assert np.array_equal(y[:, 1] - y[:, 0], np.full((4, 3), 3.0))  # one order for all seeds of a function
+    assert np.array_equal(
+        y[:, 1] - y[:, 0], np.full((4, 3), 3.0)
+    )  # one order for all seeds of a function
 
 
 # --- broken on purpose: verdicts ---
@@ -324,35 +405,65 @@ def verdict(claim: str, control: dict, **arrays) -> str:
 
 def test_gains_decide_c1_and_untrained_weights_flip_it(ap):
     modules = [f"m{i // 2}" for i in range(40)]
-    levels, seeds = {"trained": 0.5, "random": 0.3, "bare": 0.28}, np.stack([NOISE, NOISE[::-1], np.roll(NOISE, 7)])
+    levels, seeds = (
+        {"trained": 0.5, "random": 0.3, "bare": 0.28},
+        np.stack([NOISE, NOISE[::-1], np.roll(NOISE, 7)]),
+    )
     f1 = {name: level + seeds for name, level in levels.items()}
     f1["random"] = f1["random"] + 0.5 * np.roll(NOISE, 3)
     f1["bare"] = f1["bare"] - 0.5 * np.roll(NOISE, 9)
     null = ap.gains(np.roll(f1["random"], 1, 1), f1["random"], f1["bare"], modules)
-    assert verdict("C1", null, **ap.gains(f1["trained"], f1["random"], f1["bare"], modules)) == "reproduced"
+    assert (
+        verdict("C1", null, **ap.gains(f1["trained"], f1["random"], f1["bare"], modules))
+        == "reproduced"
+    )
     slight = f1["random"] + 0.04 + 0.2 * np.roll(NOISE, 11)
     assert verdict("C1", null, **ap.gains(slight, f1["random"], f1["bare"], modules)) == "weaker"
-    assert verdict("C1", null, **ap.gains(f1["bare"], f1["random"], f1["bare"], modules)) == "not reproduced"
+    assert (
+        verdict("C1", null, **ap.gains(f1["bare"], f1["random"], f1["bare"], modules))
+        == "not reproduced"
+    )
     passing = ap.gains(f1["trained"], f1["random"], f1["bare"], modules)
     assert verdict("C1", passing, **passing) == "inconclusive"  # a control that passes
 
 
 def test_thrift_decides_c3_and_dealt_ranks_flip_it(ap):
     ranks, modules = [4, 16, 64, 384], [f"m{i // 2}" for i in range(40)]
-    curve = np.array([0.3, 0.42, 0.5, 0.45])[:, None, None] + 0.2 * np.stack([NOISE] * 3) + 0.05 * np.roll(NOISE, 5)
+    curve = (
+        np.array([0.3, 0.42, 0.5, 0.45])[:, None, None]
+        + 0.2 * np.stack([NOISE] * 3)
+        + 0.05 * np.roll(NOISE, 5)
+    )
     curve = curve + 0.1 * np.random.default_rng(0).normal(size=(4, 1, 40)) * 0.1
     measured, control = (ap.thrift(ranks, x, x, modules) for x in (curve, ap.dealt(curve, 1)))
     pick = lambda x: {k: x[k] for k in ("enough", "four")}  # noqa: E731
     assert verdict("C3", pick(control), **pick(measured)) == "reproduced"
     flat = np.full_like(curve, 0.5) + 0.01 * curve
-    assert verdict("C3", pick(control), **pick(ap.thrift(ranks, flat, flat, modules))) == "not reproduced"
+    assert (
+        verdict("C3", pick(control), **pick(ap.thrift(ranks, flat, flat, modules)))
+        == "not reproduced"
+    )
     rising = curve[[0, 1, 3, 2]] * np.array([1, 1, 0.8, 1.2])[:, None, None]
-    assert verdict("C3", pick(control), **pick(ap.thrift(ranks, rising, rising, modules))) == "not reproduced"
-    assert measured["drop"].mean() == pytest.approx(0.05, abs=0.01) and ap.thrift(ranks, rising, rising, modules)["drop"].mean() < 0
+    assert (
+        verdict("C3", pick(control), **pick(ap.thrift(ranks, rising, rising, modules)))
+        == "not reproduced"
+    )
+    assert (
+        measured["drop"].mean() == pytest.approx(0.05, abs=0.01)
+        and ap.thrift(ranks, rising, rising, modules)["drop"].mean() < 0
+    )
 
 
 def test_trees_of_other_functions_that_can_be_rebuilt_flip_c4(ap):
     modules, own, bare = [f"m{i // 2}" for i in range(40)], 0.55 + NOISE, 0.35 + NOISE[::-1]
     control = ap.belongs(own, bare, own, modules)
-    assert verdict("C4", control, **ap.belongs(0.25 + np.roll(NOISE, 4), bare, own, modules)) == "reproduced"
-    assert verdict("C4", control, **ap.belongs(own - 0.02 + 0.1 * np.roll(NOISE, 4), bare, own, modules)) == "not reproduced"
+    assert (
+        verdict("C4", control, **ap.belongs(0.25 + np.roll(NOISE, 4), bare, own, modules))
+        == "reproduced"
+    )
+    assert (
+        verdict(
+            "C4", control, **ap.belongs(own - 0.02 + 0.1 * np.roll(NOISE, 4), bare, own, modules)
+        )
+        == "not reproduced"
+    )

@@ -1,4 +1,6 @@
-"""Concept depth: items that no word gives away, probes against scikit-learn, depths in closed form, and what breaks when broken."""
+"""Concept depth: items that no word gives away, probes against scikit-learn, depths in closed form,
+and what breaks when broken.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,28 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaC
 
 from layerbook.claims import cards, engine
 from layerbook.data import loaders
-from layerbook.pipeline import method
 from layerbook.layers import transformer as tf
+from layerbook.pipeline import method
 
-SMALL = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
 CONFIGS = {
     "llama": LlamaConfig(**SMALL, num_key_value_heads=2),
     "qwen2": Qwen2Config(**SMALL, num_key_value_heads=2),
-    "gpt2": GPT2Config(vocab_size=60, n_embd=32, n_layer=3, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0),
+    "gpt2": GPT2Config(
+        vocab_size=60,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        n_positions=32,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
     "gpt-neox": GPTNeoXConfig(**SMALL, max_position_embeddings=32),
 }
 FOLDS, PER_GROUP = 5, 24
@@ -42,14 +58,20 @@ def deck(cd):
 def network(kind: str) -> tf.Stack:
     """A random network of three layers with weights large enough to bend."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind], attn_implementation="eager").eval().requires_grad_(False)
+    model = (
+        AutoModelForCausalLM.from_config(CONFIGS[kind], attn_implementation="eager")
+        .eval()
+        .requires_grad_(False)
+    )
     for p in model.parameters():
         p.mul_(6) if p.ndim == 2 else p.add_(0.2 * torch.randn_like(p))
     return tf.Stack(model)
 
 
 def made(cd, layers: int = 6, items: int = 12, seed: int = 0):
-    """Random vectors [layers, 2 folds x 4 groups x items, 10] and a task of balanced labels for them."""
+    """Random vectors [layers, 2 folds x 4 groups x items, 10] and a task of balanced labels for
+    them.
+    """
     task = cd.assemble([[("a", "b")] * (items // 2)] * 8)
     return torch.randn(layers, len(task.y), 10, generator=torch.Generator().manual_seed(seed)), task
 
@@ -67,11 +89,22 @@ def test_tasks_are_balanced_and_reproducible(cd, deck):
     assert deck["cities"].items != cd.deck(1, FOLDS, PER_GROUP, loaders.bible())["cities"].items
 
 
-@pytest.mark.parametrize(("task", "entity"), [
-    ("cities", r"The city of (.+) is in"), ("cities", r" is in (.+)\."), ("comparison", r"(\d+)"), ("digit", r"^(\w+)"),
-    ("sentiment", r"(\w+)\.$"), ("sentiment", r"^The (\w+)"), ("matching", r"^(\w+):"), ("matching", r": (.+)"),
-    ("four flips", r"(\w+) (?:flips|does)"), ("one flip", r"(\w+) (?:flips|does)"), ("language", r"(\w+)\.$"),
-])
+@pytest.mark.parametrize(
+    ("task", "entity"),
+    [
+        ("cities", r"The city of (.+) is in"),
+        ("cities", r" is in (.+)\."),
+        ("comparison", r"(\d+)"),
+        ("digit", r"^(\w+)"),
+        ("sentiment", r"(\w+)\.$"),
+        ("sentiment", r"^The (\w+)"),
+        ("matching", r"^(\w+):"),
+        ("matching", r": (.+)"),
+        ("four flips", r"(\w+) (?:flips|does)"),
+        ("one flip", r"(\w+) (?:flips|does)"),
+        ("language", r"(\w+)\.$"),
+    ],
+)
 def test_no_entity_is_in_two_groups(deck, task, entity):
     t, home = deck[task], {}
     for item, g in zip(t.items, t.group):
@@ -84,7 +117,9 @@ def test_real_texts_come_from_one_module_or_book_per_group(cd, deck):
     for item, g in zip(deck["matching"].items, deck["matching"].group):
         name, summary = item.split(": ", 1)
         assert module.setdefault(known[name][0], g) == g and not known[name][2]
-        assert not any(p[:4] in known[name][1].lower() for p in re.split(r"_|\d", name.lower()) if len(p) > 2)
+        assert not any(
+            p[:4] in known[name][1].lower() for p in re.split(r"_|\d", name.lower()) if len(p) > 2
+        )
     t = deck["matching"]
     for item, y in zip(t.items, t.y):
         name, summary = item.split(": ", 1)
@@ -106,7 +141,8 @@ def test_words_do_not_give_the_harder_tasks_away(deck, task):
     for fold in range(FOLDS):
         here, held = (t.fold == fold) & (t.group % 4 > 0), (t.fold == fold) & (t.group % 4 == 0)
         hits.append(LogisticRegression().fit(x[here], t.y[here]).predict(x[held]) == t.y[held])
-    # 120 held-out items: chance stays below 0.6 with a probability of 0.99. Counting flips is right in five cases of eight.
+    # 120 held-out items: chance stays below 0.6 with a probability of 0.99. Counting flips is right
+    # in five cases of eight.
     assert np.mean(hits) < (0.7 if task == "four flips" else 0.6)
 
 
@@ -128,9 +164,18 @@ def test_labels_say_what_the_texts_say(cd, deck):
 
 def test_cities_are_in_one_country_only(cd):
     towns = [town for v in cd.CITIES.values() for town in v]
-    assert len(towns) == len(set(towns)) and len(cd.CITIES) >= 80 and {len(v) for v in cd.CITIES.values()} == {3}
+    assert (
+        len(towns) == len(set(towns))
+        and len(cd.CITIES) >= 80
+        and {len(v) for v in cd.CITIES.values()} == {3}
+    )
     assert not any(c.lower() in town.lower() for c, v in cd.CITIES.items() for town in v)
-    for text in (cd.NAMES.split(), cd.GOOD.split(), cd.BAD.split(), cd.NOUNS.replace("\n", " ").split(", ")):
+    for text in (
+        cd.NAMES.split(),
+        cd.GOOD.split(),
+        cd.BAD.split(),
+        cd.NOUNS.replace("\n", " ").split(", "),
+    ):
         assert len(set(text)) == len(text) and len(text) % 20 == 0
 
 
@@ -157,7 +202,9 @@ def test_states_are_those_of_single_runs_in_the_order_given(cd, kind):
 
 def test_site_is_the_norm_between_attention_and_mlp(cd):
     net, seen = network("llama"), []
-    hook = net.blocks[1].post_attention_layernorm.register_forward_hook(lambda m, a, out: seen.append(out[:, -1]))
+    hook = net.blocks[1].post_attention_layernorm.register_forward_hook(
+        lambda m, a, out: seen.append(out[:, -1])
+    )
     got = cd.represent(net, [[3, 4, 5, 6]])
     hook.remove()
     hidden = net.model(torch.tensor([[3, 4, 5, 6]]), output_hidden_states=True).hidden_states
@@ -178,7 +225,9 @@ def test_probe_is_the_minimum_that_scikit_learn_finds(cd, case):
     got = cd.log_odds(torch.tensor(x), torch.tensor(y), train, test).numpy()
     for s, (a, b) in enumerate(splits):
         for layer in range(2):
-            pipe = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-10, max_iter=10000)).fit(x[layer, a], y[a])
+            pipe = make_pipeline(
+                StandardScaler(), LogisticRegression(tol=1e-10, max_iter=10000)
+            ).fit(x[layer, a], y[a])
             assert np.allclose(got[s, layer], pipe.decision_function(x[layer, b]), atol=1e-4)
             assert cd.disagreement(torch.tensor(x[layer]), y, a, b) < 1e-4
 
@@ -213,9 +262,13 @@ def test_curves_equal_brute_force(cd):
 
         for k, g in enumerate(groups):
             outer[k] = [score(layer, [g], g) for layer in range(6)]
-            inner = np.mean([[score(layer, [g, h], h) for layer in range(6)] for h in groups if h != g], 0)
+            inner = np.mean(
+                [[score(layer, [g, h], h) for layer in range(6)] for h in groups if h != g], 0
+            )
             chosen.append(outer[k, cd.smooth(inner).argmax()])
-        assert np.allclose(got.accuracy[f], outer.mean(0)) and got.best[f] == pytest.approx(np.mean(chosen))
+        assert np.allclose(got.accuracy[f], outer.mean(0)) and got.best[f] == pytest.approx(
+            np.mean(chosen)
+        )
 
 
 def test_folds_do_not_touch_each_other(cd):
@@ -251,7 +304,12 @@ def test_depths_in_closed_form(cd):
     d = cd.depths([0.5, 0.5, 0.7, 0.9, 0.9])
     assert d == pytest.approx({"jump": 2 / 5, "literal": 4 / 5, "converging": 4 / 5, "D95": 3 / 5})
     high = cd.depths([0.95, 0.96, 0.95, 0.96])
-    assert np.isnan(high["jump"]) and high["converging"] == 0 and high["D95"] == 0 and high["literal"] == 3 / 4
+    assert (
+        np.isnan(high["jump"])
+        and high["converging"] == 0
+        and high["D95"] == 0
+        and high["literal"] == 3 / 4
+    )
     slow = cd.depths(0.5 + 0.02 * np.arange(11))
     assert np.isnan(slow["jump"]) and slow["D95"] == 10 / 11
     assert np.isnan(cd.depths([0.5, 0.6, 0.9, 0.5])["literal"])
@@ -262,14 +320,16 @@ def test_running_mean_repeats_the_ends(cd):
 
 
 def rising(cd, start: dict[str, int], seed: int = 0, layers: int = 20, folds: int = 5) -> dict:
-    """Curves that rise to 0.9 at a known layer, a little different in each fold; start None: chance at every layer."""
+    """Curves that rise to 0.9 at a known layer, a little different in each fold; start None: chance
+    at every layer.
+    """
     rng, out = np.random.default_rng(seed), {}
     for name in cd.RANK:
         at = start.get(name)
         a = 0.5 + 0.004 * rng.normal(size=(folds, layers))
         for f in range(folds):
             if at is not None:
-                a[f, at + rng.integers(0, 4):] += 0.4
+                a[f, at + rng.integers(0, 4) :] += 0.4
         out[name] = cd.Curves(a, np.full(folds, 0.5 if at is None else 0.9))
     return out
 
@@ -279,13 +339,19 @@ EASY_FIRST = {"digit": 1, "language": 3, "source": 5, "cities": 9, "sentiment": 
 
 def test_order_is_found_where_it_is(cd):
     found = cd.order(rising(cd, EASY_FIRST))
-    assert (found["rho"] > 0.8).all() and (found["rho_read"] > 0.7).all() and (found["gap"] > 0.3).all()
+    assert (
+        (found["rho"] > 0.8).all()
+        and (found["rho_read"] > 0.7).all()
+        and (found["gap"] > 0.3).all()
+    )
     turned = cd.order(rising(cd, EASY_FIRST), lambda a: a[::-1])
     assert abs(turned["rho_read"]).mean() < 0.5 and abs(turned["gap"]).mean() < 0.1
 
 
 def test_failed_tasks_alone_make_no_order(cd):
-    """Tasks at chance count as deepest, which is an order of its own; the tasks that are read must show one as well."""
+    """Tasks at chance count as deepest, which is an order of its own; the tasks that are read must
+    show one as well.
+    """
     same = cd.order(rising(cd, dict.fromkeys(("digit", "language", "source", "cities"), 4)))
     assert same["rho"].mean() > 0.6 and abs(same["rho_read"].mean()) < 0.6
     few = cd.order(rising(cd, {"digit": 1, "language": 5, "source": 9}))
@@ -307,10 +373,17 @@ def test_rounded_weights_lie_on_their_grid_and_come_back(cd, kind, bits):
         original = before if kind == "llama" else before.T
         step = original.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
         levels = per_output / step
-        assert torch.allclose(levels, levels.round(), atol=1e-3) and levels.abs().max() <= 2 ** (bits - 1) - 1 + 1e-3
-        assert ((per_output - original).abs() <= step / 2 + 1e-6).all() and not torch.equal(m.weight, before)
+        assert (
+            torch.allclose(levels, levels.round(), atol=1e-3)
+            and levels.abs().max() <= 2 ** (bits - 1) - 1 + 1e-3
+        )
+        assert ((per_output - original).abs() <= step / 2 + 1e-6).all() and not torch.equal(
+            m.weight, before
+        )
         raise KeyError
-    assert torch.equal(m.weight, before) and torch.equal(net.model.get_input_embeddings().weight, embedding)
+    assert torch.equal(m.weight, before) and torch.equal(
+        net.model.get_input_embeddings().weight, embedding
+    )
 
 
 def test_untrained_copy_is_another_network_and_leaves_the_generator_alone(cd):
@@ -321,7 +394,11 @@ def test_untrained_copy_is_another_network_and_leaves_the_generator_alone(cd):
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(3))
     weight = [m.get_input_embeddings().weight for m in (a, b, c, net.model)]
-    assert torch.equal(weight[0], weight[1]) and not torch.equal(weight[0], weight[2]) and not torch.equal(weight[0], weight[3])
+    assert (
+        torch.equal(weight[0], weight[1])
+        and not torch.equal(weight[0], weight[2])
+        and not torch.equal(weight[0], weight[3])
+    )
 
 
 def test_bag_counts_tokens(cd):
@@ -345,7 +422,10 @@ def verdict(claim: str, measured: dict) -> str:
 def test_order_of_layers_and_labels_decide_c1(cd):
     good, none = rising(cd, EASY_FIRST), rising(cd, {})
     assert verdict("C1", {"C1": cd.order(good), "N1": cd.order(none)}) == "reproduced"
-    assert verdict("C1", {"C1": cd.order(good, lambda a: a[::-1]), "N1": cd.order(none)}) != "reproduced"
+    assert (
+        verdict("C1", {"C1": cd.order(good, lambda a: a[::-1]), "N1": cd.order(none)})
+        != "reproduced"
+    )
     assert verdict("C1", {"C1": cd.order(none), "N1": cd.order(none)}) != "reproduced"
     assert verdict("C1", {"C1": cd.order(good), "N1": cd.order(good)}) == "inconclusive"
 
@@ -354,12 +434,29 @@ def test_probes_on_shuffled_labels_decide_c2_and_c3(cd):
     x, task = made(cd, layers=4, items=24)
     x += 1.5 * torch.tensor(task.y)[None, :, None]
     true = np.tile(cd.curves(x, task).best, 3) + np.linspace(-0.01, 0.01, 6)
-    dealt = np.concatenate([np.random.default_rng(f).permutation(task.y[task.fold == f]) for f in range(2)])
+    dealt = np.concatenate(
+        [np.random.default_rng(f).permutation(task.y[task.fold == f]) for f in range(2)]
+    )
     guess = np.tile(cd.curves(x, task, dealt).best, 3) + np.linspace(-0.01, 0.01, 6)
     half = 0.5 + np.linspace(-0.01, 0.01, 6)
     n2 = {"four": true, "one": true}
     assert verdict("C2", {"C2": {"four": half, "one": true}, "N2": n2}) == "reproduced"
     assert verdict("C2", {"C2": {"four": half, "one": guess}, "N2": n2}) != "reproduced"
     n3 = {"gain": half - 0.5, "over_words": half - 0.5, "shuffled": half}
-    assert verdict("C3", {"C3": {"gain": true - half[::-1], "over_words": true - 0.5, "shuffled": half}, "N3": n3}) == "reproduced"
-    assert verdict("C3", {"C3": {"gain": guess - true, "over_words": guess - 0.5, "shuffled": half}, "N3": n3}) != "reproduced"
+    assert (
+        verdict(
+            "C3",
+            {
+                "C3": {"gain": true - half[::-1], "over_words": true - 0.5, "shuffled": half},
+                "N3": n3,
+            },
+        )
+        == "reproduced"
+    )
+    assert (
+        verdict(
+            "C3",
+            {"C3": {"gain": guess - true, "over_words": guess - 0.5, "shuffled": half}, "N3": n3},
+        )
+        != "reproduced"
+    )

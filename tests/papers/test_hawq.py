@@ -1,4 +1,6 @@
-"""Oracles of the method cells of hawq: quantizer, eigenvalues, maps, fine-tuning and rescaling; and ways to break them."""
+"""Oracles of the method cells of hawq: quantizer, eigenvalues, maps, fine-tuning and rescaling; and
+ways to break them.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def images():
 @pytest.fixture
 def net():
     """A tiny network in float64 with batch norm that has seen some images."""
-    made = resnet20.build(resnet20.Recipe(widths=(2, 2, 4)), 0).double().requires_grad_(False).train()
+    made = (
+        resnet20.build(resnet20.Recipe(widths=(2, 2, 4)), 0).double().requires_grad_(False).train()
+    )
     g = torch.Generator().manual_seed(1)
     for _ in range(5):
         made(torch.randn(24, 1, 8, 8, generator=g, dtype=torch.float64))
@@ -48,10 +52,12 @@ def net():
 
 def draw_of(images, seen=None):
     """A draw of the same batch over and over; counts itself in `seen`."""
+
     def draw():
         if seen is not None:
             seen.append(1)
         return images
+
     return draw
 
 
@@ -65,8 +71,14 @@ def test_rounding_equals_a_brute_force(hq, bits):
     grid = np.linspace(float(w.min()), float(w.max()), 2**bits)
     wanted = grid[abs(w.numpy()[..., None] - grid).argmin(-1)]
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-12)
-    assert found.min() == w.min() and found.max() == pytest.approx(float(w.max())) and found.dtype == torch.float64
-    assert hq.squared_error({"a": w, "b": w}, bits) == pytest.approx(2 * ((wanted - w.numpy()) ** 2).sum())
+    assert (
+        found.min() == w.min()
+        and found.max() == pytest.approx(float(w.max()))
+        and found.dtype == torch.float64
+    )
+    assert hq.squared_error({"a": w, "b": w}, bits) == pytest.approx(
+        2 * ((wanted - w.numpy()) ** 2).sum()
+    )
 
 
 def test_gradients_pass_straight_through(hq):
@@ -96,9 +108,14 @@ def test_top_eigenvalues_of_all_blocks_are_those_of_the_dense_hessian(hq, net, i
 
 
 def test_power_and_lanczos_find_the_same_negative_eigenvalue(hq):
-    w, a = torch.ones(3, dtype=torch.float64), torch.diag(torch.tensor([-5.0, 2.0, 1.0], dtype=torch.float64))
+    w, a = (
+        torch.ones(3, dtype=torch.float64),
+        torch.diag(torch.tensor([-5.0, 2.0, 1.0], dtype=torch.float64)),
+    )
     for how in ("power", "lanczos"):
-        assert hq.top(lambda: 0.5 * w @ a @ w, {"w": w}, 60, method=how).value == pytest.approx(-5, rel=1e-3)
+        assert hq.top(lambda: 0.5 * w @ a @ w, {"w": w}, 60, method=how).value == pytest.approx(
+            -5, rel=1e-3
+        )
     with pytest.raises(ValueError, match="eval"):
         net = resnet20.build(resnet20.Recipe(widths=(2, 2, 2)), 0).train()
         hq.spectrum(net, torch.randn(4, 1, 8, 8), torch.arange(4), 2)
@@ -111,7 +128,9 @@ def test_omega_bounds_the_second_order_rise(hq, net, images):
     net.requires_grad_(False)
     lam = abs(hq.top(partial(hq.mean_loss, net, *images), weights, 100).value)
     for bits in (2, 3, 4):
-        step = torch.cat([(new - weights[k]).flatten() for k, new in hq.rounded(weights, bits).items()])
+        step = torch.cat(
+            [(new - weights[k]).flatten() for k, new in hq.rounded(weights, bits).items()]
+        )
         assert abs(float(step @ full @ step)) <= 1.01 * lam * hq.squared_error(weights, bits)
 
 
@@ -121,7 +140,9 @@ def test_off_by_is_the_error_of_an_iteration(hq, net, images):
     scope, plain = hq.off_by.__globals__, hq.top
     scope["top"] = lambda *args: plain(*args)._replace(value=-plain(*args).value)
     try:
-        assert hq.off_by(net, weights, *images) == pytest.approx(2, abs=0.05)  # the wrong sign does not pass
+        assert hq.off_by(net, weights, *images) == pytest.approx(
+            2, abs=0.05
+        )  # the wrong sign does not pass
     finally:
         scope["top"] = plain
 
@@ -129,20 +150,35 @@ def test_off_by_is_the_error_of_an_iteration(hq, net, images):
 def test_spread_of_planted_eigenvalues(hq):
     lam, n = np.array([[1.0, -10.0, 2.0], [2.0, 30.0, 4.0], [-9.0, 3.0, 1.0]]), np.array([1, 2, 4])
     found = hq.spread(lam, n)
-    assert found["lambda_ratio"].tolist() == [10, 15, 9] and found["s_ratio"].tolist() == [10, 15, 36]
+    assert found["lambda_ratio"].tolist() == [10, 15, 9] and found["s_ratio"].tolist() == [
+        10,
+        15,
+        36,
+    ]
     assert found["rho"] == pytest.approx([0.75, 0.75, 0.5])
 
 
 def test_blocks_of_a_language_model_against_a_dense_hessian(hq):
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2,
-                         num_key_value_heads=1, initializer_range=0.5, attn_implementation="eager")
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.5,
+        attn_implementation="eager",
+    )
     model = LlamaForCausalLM(config).double().eval().requires_grad_(False)
     ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
     found = hq.by_layer(transformer.Stack(model), ids, products=60, step=2)
     for value, i in zip(found, (0, 2), strict=True):
         params = [p.requires_grad_(True) for p in model.model.layers[i].parameters() if p.dim() > 1]
-        loss = lambda: F.cross_entropy(model(input_ids=ids, use_cache=False).logits[0, :-1], ids[0, 1:])  # noqa: E731
+
+        def loss():
+            return F.cross_entropy(model(input_ids=ids, use_cache=False).logits[0, :-1], ids[0, 1:])
+
         values = torch.linalg.eigvalsh(curvature.dense(loss, params))
         model.requires_grad_(False)
         size = sum(p.numel() for p in params)
@@ -154,14 +190,21 @@ def test_an_untrained_network_has_the_statistics_of_its_images(hq):
     made = hq.untrained(resnet20.Recipe(widths=(2, 2, 4)), 3, x)
     assert not made.training and not any(p.requires_grad for p in made.parameters())
     after = made.bn(made.conv(x))
-    assert after.mean((0, 2, 3)).abs().max() < 1e-4 and (after.std((0, 2, 3)) - 1).abs().max() < 0.01
+    assert (
+        after.mean((0, 2, 3)).abs().max() < 1e-4 and (after.std((0, 2, 3)) - 1).abs().max() < 0.01
+    )
 
 
 # --- maps ---
 
 
 def keeps_order(scores, chosen):
-    return all(chosen[i] >= chosen[j] for i in range(len(scores)) for j in range(len(scores)) if scores[i] > scores[j])
+    return all(
+        chosen[i] >= chosen[j]
+        for i in range(len(scores))
+        for j in range(len(scores))
+        if scores[i] > scores[j]
+    )
 
 
 def test_maps_against_a_search_over_all(hq):
@@ -173,16 +216,22 @@ def test_maps_against_a_search_over_all(hq):
             greedy = np.array(sweeps.greedy_bits(scores, n, hq.LEVELS, budget))
             every = [m for m in product(hq.LEVELS, repeat=6) if keeps_order(scores, m)]
             near = [m for m in every if abs(np.dot(m, n) / n.sum() - budget) <= 0.05 * budget]
-            assert found in near and {tuple(m) for m in hq.maps_of(scores, n, budget, tolerance=0.05).tolist()} == set(near)
+            assert found in near and {
+                tuple(m) for m in hq.maps_of(scores, n, budget, tolerance=0.05).tolist()
+            } == set(near)
             assert abs(found - greedy) @ n == min(abs(np.array(m) - greedy) @ n for m in near)
 
 
-@pytest.mark.parametrize(("budget", "tolerance"), [(3.0, 0.01), (4.0, 0.01), (2.5, 0.04), (3.5, 0.04), (5.0, 0.04)])
+@pytest.mark.parametrize(
+    ("budget", "tolerance"), [(3.0, 0.01), (4.0, 0.01), (2.5, 0.04), (3.5, 0.04), (5.0, 0.04)]
+)
 def test_every_order_meets_the_size(hq, budget, tolerance):
     rng = np.random.default_rng(1)
     for scores in [1 / SIZES, -1 / SIZES, np.arange(11), *(rng.permutation(11) for _ in range(20))]:
         found = hq.bit_map(np.asarray(scores, float), SIZES, budget, tolerance)
-        assert abs(sweeps.average(found, SIZES) / budget - 1) <= tolerance and keeps_order(scores, found)
+        assert abs(sweeps.average(found, SIZES) / budget - 1) <= tolerance and keeps_order(
+            scores, found
+        )
     with pytest.raises(ValueError, match="another budget"):
         hq.bit_map(np.array([2.0, 1.0]), np.array([1, 1000]), 3.2)
 
@@ -205,7 +254,9 @@ def test_losses_of_maps_are_those_of_a_rounded_copy(hq, net, images):
     third = copy.deepcopy(net)
     third.head.weight.copy_(hq.rounded({"w": third.head.weight}, 2)["w"])
     plain = F.cross_entropy(net(x), y, reduction="none")
-    np.testing.assert_allclose(alone[-1], (F.cross_entropy(third(x), y, reduction="none") - plain).numpy(), atol=1e-9)
+    np.testing.assert_allclose(
+        alone[-1], (F.cross_entropy(third(x), y, reduction="none") - plain).numpy(), atol=1e-9
+    )
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
@@ -216,9 +267,17 @@ def test_fine_tuning_rounds_every_block_and_leaves_the_original(hq, net, images)
     before, seen, bits_of = copy.deepcopy(net.state_dict()), [], (8, 2, 3, 4, 2, 8, 3, 2, 4, 3, 8)
     plain = hq.fine_tune(net, bits_of, [], draw_of(images), 3)
     assert torch.equal(plain.conv.weight, hq.rounded({"w": net.conv.weight}, 8)["w"])
-    runs = [hq.fine_tune(net, bits_of, [[i] for i in range(11)], draw_of(images, seen), 2) for _ in range(2)]
-    assert len(seen) == 2 * 11 * 2 and all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-    assert all(torch.equal(a, b) for a, b in zip(runs[0].state_dict().values(), runs[1].state_dict().values()))
+    runs = [
+        hq.fine_tune(net, bits_of, [[i] for i in range(11)], draw_of(images, seen), 2)
+        for _ in range(2)
+    ]
+    assert len(seen) == 2 * 11 * 2 and all(
+        torch.equal(v, before[k]) for k, v in net.state_dict().items()
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(runs[0].state_dict().values(), runs[1].state_dict().values())
+    )
     for b, weights in zip(bits_of, resnet20.blocks(runs[0]).values()):
         assert all(len(w.unique()) <= 2**b for w in weights.values())
     assert not runs[0].training and not any(p.requires_grad for p in runs[0].parameters())
@@ -228,14 +287,19 @@ def test_fine_tuning_rounds_every_block_and_leaves_the_original(hq, net, images)
 def test_blocks_join_in_the_order_of_the_stages_and_may_be_frozen(hq, net, images):
     asked, bits_of, scope = [], tuple(range(2, 13)), hq.fine_tune.__globals__
     plain = scope["rounded"]
-    scope["rounded"] = lambda weights, bits, learn=False: (asked.append(bits) if learn else None, plain(weights, bits, learn))[1]
+    scope["rounded"] = lambda weights, bits, learn=False: (
+        asked.append(bits) if learn else None,
+        plain(weights, bits, learn),
+    )[1]
     try:
         hq.fine_tune(net, bits_of, [[3], [0], [10, 5]], draw_of(images), 1)
     finally:
         scope["rounded"] = plain
     assert asked == [5, 5, 2, 5, 2, 12, 7]
-    first = [hq.fine_tune(net, (3,) * 11, stages, draw_of(images), 2, freeze) for stages, freeze in
-             (([[1]], True), ([[1], [2]], True), ([[1], [2]], False))]
+    first = [
+        hq.fine_tune(net, (3,) * 11, stages, draw_of(images), 2, freeze)
+        for stages, freeze in (([[1]], True), ([[1], [2]], True), ([[1], [2]], False))
+    ]
     weight = [f.residual["1a"].conv1.weight for f in first]
     assert torch.equal(weight[0], weight[1]) and not torch.equal(weight[0], weight[2])
 
@@ -243,7 +307,10 @@ def test_blocks_join_in_the_order_of_the_stages_and_may_be_frozen(hq, net, image
 def test_fine_tuning_learns(hq, net, images):
     loss = lambda m: float(F.cross_entropy(m(images[0]), images[1]))  # noqa: E731
     rough = hq.fine_tune(net, (3,) * 11, [], draw_of(images), 1)
-    assert loss(hq.fine_tune(net, (3,) * 11, [list(range(11))], draw_of(images), 40, rate=1e-2)) < loss(rough) - 0.1
+    assert (
+        loss(hq.fine_tune(net, (3,) * 11, [list(range(11))], draw_of(images), 40, rate=1e-2))
+        < loss(rough) - 0.1
+    )
 
 
 # --- rescaling ---
@@ -259,7 +326,9 @@ def test_rescaling_keeps_the_function_and_omega_and_changes_s(hq, net, images):
         weights = {name: dict(m.named_parameters())[name]}
         lam.append(hq.top(partial(hq.mean_loss, m, *images), weights, 100).value)
         damage.append(lam[-1] * hq.squared_error(weights, 3))
-    assert lam[1] * c**2 == pytest.approx(lam[0], rel=1e-3) and damage[1] == pytest.approx(damage[0], rel=1e-3)
+    assert lam[1] * c**2 == pytest.approx(lam[0], rel=1e-3) and damage[1] == pytest.approx(
+        damage[0], rel=1e-3
+    )
 
 
 # --- broken on purpose ---
@@ -274,7 +343,9 @@ def verdict(claim: str, control: dict[str, list[float]], **arrays: list[float]) 
 
 
 def planted(bit_map, seed: int, score) -> float:
-    """Loss of reversed order minus order of `score(lambda, n)`, where the loss is log of the sum of lambda 4^-bits."""
+    """Loss of reversed order minus order of `score(lambda, n)`, where the loss is log of the sum of
+    lambda 4^-bits.
+    """
     lam = np.exp(np.random.default_rng(seed).normal(0, 2, 11))
     loss = lambda bits_of: np.log(lam @ 0.25 ** np.array(bits_of))  # noqa: E731
     s = score(lam, SIZES)
@@ -287,13 +358,26 @@ NOISE = {"before": [1.0, -1.0, 0.5, -0.6, 0.1], "after": [1.0, -1.0, 0.5, -0.6, 
 def test_a_broken_order_flips_the_verdict(hq):
     right = [planted(hq.bit_map, k, lambda lam, n: lam / n) for k in range(5)]
     assert verdict("C2", NOISE, before=right, after=right) == "reproduced"
-    source = "right_map = bit_map\ndef bit_map(scores, n, budget): return right_map(-scores, n, budget)"
-    broken = [planted(method.load("hawq", source=source).bit_map, k, lambda lam, n: lam / n) for k in range(5)]
+    source = (
+        "right_map = bit_map\ndef bit_map(scores, n, budget): return right_map(-scores, n, budget)"
+    )
+    broken = [
+        planted(method.load("hawq", source=source).bit_map, k, lambda lam, n: lam / n)
+        for k in range(5)
+    ]
     assert verdict("C2", NOISE, before=broken, after=broken) == "not reproduced"
 
 
 def test_a_control_that_passes_takes_the_verdict_away():
     won = [0.5, 0.6, 0.7, 0.5, 0.4]
     assert verdict("C2", {"before": won, "after": won}, before=won, after=won) == "inconclusive"
-    assert verdict("C5", {"rho": won, "over_s": won, "over_error": [-v for v in won]},
-                   rho=[0.8, 0.9, 0.85, 0.8, 0.82], over_s=won, over_error=won) == "reproduced"
+    assert (
+        verdict(
+            "C5",
+            {"rho": won, "over_s": won, "over_error": [-v for v in won]},
+            rho=[0.8, 0.9, 0.85, 0.8, 0.82],
+            over_s=won,
+            over_error=won,
+        )
+        == "reproduced"
+    )

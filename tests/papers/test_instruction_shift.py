@@ -1,4 +1,6 @@
-"""The three tools of the instruction-shift paper against closed forms and brute force; and what happens when they break."""
+"""The three tools of the instruction-shift paper against closed forms and brute force; and what
+happens when they break.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from layerbook.claims import cards, engine
 from layerbook.data import loaders
+from layerbook.data.instructions import NOUNS, VERBS, World, roles
+from layerbook.layers import transformer as tf
 from layerbook.networks import tunedpair
 from layerbook.pipeline import method
-from layerbook.layers import transformer as tf
-from layerbook.data.instructions import NOUNS, VERBS, World, roles
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,12 @@ def net():
         initializer_range=0.3,
         tie_word_embeddings=False,
     )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval().requires_grad_(False)
+    model = (
+        AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        .double()
+        .eval()
+        .requires_grad_(False)
+    )
     for name, p in model.named_parameters():
         if "norm" in name:
             p.copy_(torch.rand_like(p) + 0.5)
@@ -67,15 +74,24 @@ def test_importances_are_finite_differences_in_batches_of_unequal_lengths(shift,
         assert raw.shape == (len(x), len(y))
         assert np.abs(raw - shift.differences(exact, x, y)).max() < 1e-7 * np.abs(raw).max()
         assert np.allclose(raw, shift.importance(exact, [x], [y])[0], atol=1e-14)
-    assert np.allclose(found[0], shift.importance(net, prompts[:1], responses[:1])[0], rtol=1e-3, atol=1e-8)  # the same network
+    assert np.allclose(
+        found[0], shift.importance(net, prompts[:1], responses[:1])[0], rtol=1e-3, atol=1e-8
+    )  # the same network
 
 
 class Lagging(torch.nn.Module):
-    """A hand-made copying network: the logits at a position are c times the one-hot token `lag` positions before."""
+    """A hand-made copying network: the logits at a position are c times the one-hot token `lag`
+    positions before.
+    """
 
     def __init__(self, size: int, lag: int, c: float = 3.0) -> None:
         super().__init__()
-        self.table, self.lag, self.c, self.device = torch.nn.Embedding(size, size), lag, c, torch.device("cpu")
+        self.table, self.lag, self.c, self.device = (
+            torch.nn.Embedding(size, size),
+            lag,
+            c,
+            torch.device("cpu"),
+        )
         self.table.weight.data = torch.eye(size, dtype=torch.float64)
         self.requires_grad_(False)
 
@@ -90,7 +106,11 @@ class Lagging(torch.nn.Module):
 
 
 def test_a_copying_network_points_at_what_it_copies(shift):
-    x, y, lag = [0, 3, 4, 5, 6], [3, 9, 5], 3  # position 4 is predicted from position 4 - 3 = 1, and so on
+    x, y, lag = (
+        [0, 3, 4, 5, 6],
+        [3, 9, 5],
+        3,
+    )  # position 4 is predicted from position 4 - 3 = 1, and so on
     (raw,) = shift.importance(Lagging(10, lag), [x], [y])
     p = np.exp(3) / (np.exp(3) + 9), 1 / (np.exp(3) + 9)  # of the copied token, and of any other
     wanted = np.zeros((5, 3))
@@ -101,12 +121,28 @@ def test_a_copying_network_points_at_what_it_copies(shift):
 
 
 def test_the_sparse_map_by_hand(shift):
-    raw = np.array([[100.0, 0, 100, 9], [10, 1, -1, 1e-9], [7.0, 0.7, -2, -1], [7.1, 0.71, -3, -5], [6.9, 0.5, -4, 0]])
+    raw = np.array(
+        [
+            [100.0, 0, 100, 9],
+            [10, 1, -1, 1e-9],
+            [7.0, 0.7, -2, -1],
+            [7.1, 0.71, -3, -5],
+            [6.9, 0.5, -4, 0],
+        ]
+    )
     s = shift.sparsified(raw, [1, 2, 3, 4])
     assert s.tolist() == [[0, 0, 0, 0], [10, 10, 0, 0], [0, 0, 0, 0], [8, 8, 0, 0], [0, 0, 0, 0]]
-    assert shift.sparsified(raw, range(5))[:, 0].tolist() == [10, 0, 0, 0, 0]  # what letting the first position in would do
+    assert shift.sparsified(raw, range(5))[:, 0].tolist() == [
+        10,
+        0,
+        0,
+        0,
+        0,
+    ]  # what letting the first position in would do
     assert shift.sparsified(raw, [1, 2, 3, 4], b=0)[:, 0].tolist() == [0, 10, 7, 8, 7]
-    assert (shift.sparsified(raw * [[5, 1e-3, 2, 1]], [1, 2, 3, 4]) == s).all()  # a column's scale does not matter
+    assert (
+        shift.sparsified(raw * [[5, 1e-3, 2, 1]], [1, 2, 3, 4]) == s
+    ).all()  # a column's scale does not matter
     assert shift.sparsified(raw, [1, 2, 3, 4], floor=0)[1, 3] == 10
 
 
@@ -114,7 +150,10 @@ def test_density_counts_response_tokens_to_the_power_three_quarters(shift):
     s = np.zeros((4, 16))
     s[0, :16], s[1, 2], s[2, :4] = 9, 10, [8, 8, 8, 8]
     a = shift.density(s)
-    assert np.allclose(a * 16**0.75, [16**0.75, 1, 4**0.75, 0]) and not shift.density(np.zeros((3, 2))).any()
+    assert (
+        np.allclose(a * 16**0.75, [16**0.75, 1, 4**0.75, 0])
+        and not shift.density(np.zeros((3, 2))).any()
+    )
     assert shift.score(a, [0, 1]) == pytest.approx((1 + 1 / 8) / 2)
     assert shift.score(np.ones(6), range(6)) == pytest.approx(6 / 3)
 
@@ -126,7 +165,9 @@ def test_places_and_sentences_of_a_prompt(shift, world, shipped):
         assert sum(part[0] < q.instruction[0] for part in parts) == q.slot
     q = tunedpair.examples(world, 0, 28)
     found = shift.measure(shipped[1]["tuned"][0], world, q, [x.response for x in q])
-    assert (np.isfinite(found["place"]).sum(1) == 1).all() and (np.isfinite(found["elsewhere"]).sum(1) == 3).all()
+    assert (np.isfinite(found["place"]).sum(1) == 1).all() and (
+        np.isfinite(found["elsewhere"]).sum(1) == 3
+    ).all()
     assert np.allclose(np.nanmax(found["place"], 1), found["inside"])
     assert shift.lost(np.array([[1, np.nan, np.nan, np.nan], [np.nan, 2, 4, 2.0]])) == 2
 
@@ -138,12 +179,23 @@ def test_shares_average_to_the_regression_coefficient(shift):
     g = np.random.default_rng(0)
     tasks, lengths = [f"t{i % 4}" for i in range(80)], g.normal(size=(2, 80))
     followed = g.random(80) < 0.4 + 0.1 * lengths[0].clip(-2, 2)
-    y = 0.3 * followed + np.array([int(t[1]) for t in tasks]) + 0.5 * lengths[0] + 0.1 * g.normal(size=80)
-    x = np.column_stack([followed, lengths.T, *[[t == f"t{k}" for t in tasks] for k in range(3)]]).astype(float)
-    assert shift.shares(followed, y, tasks, *lengths).mean() == pytest.approx(LinearRegression().fit(x, y).coef_[0])
+    y = (
+        0.3 * followed
+        + np.array([int(t[1]) for t in tasks])
+        + 0.5 * lengths[0]
+        + 0.1 * g.normal(size=80)
+    )
+    x = np.column_stack(
+        [followed, lengths.T, *[[t == f"t{k}" for t in tasks] for k in range(3)]]
+    ).astype(float)
+    assert shift.shares(followed, y, tasks, *lengths).mean() == pytest.approx(
+        LinearRegression().fit(x, y).coef_[0]
+    )
     assert np.isnan(shift.shares(np.ones(80), y, tasks)).all()
     one = np.array(["t0"] * 80)
-    assert shift.shares(followed, y, list(one)).mean() == pytest.approx(y[followed].mean() - y[~followed].mean())
+    assert shift.shares(followed, y, list(one)).mean() == pytest.approx(
+        y[followed].mean() - y[~followed].mean()
+    )
 
 
 def test_ratings_are_made_by_rules(shift):
@@ -158,9 +210,14 @@ def test_ratings_are_made_by_rules(shift):
     }
     for task, text in good.items():
         assert shift.WAYS[task][1](text, "The old teacher opened the door."), task
-        assert not shift.WAYS[task][1]("Grass is green, as all of us know.", "The old teacher opened the door."), task
+        assert not shift.WAYS[task][1](
+            "Grass is green, as all of us know.", "The old teacher opened the door."
+        ), task
     asked = shift.requests(70, 0)
-    assert asked == shift.requests(70, 0) != shift.requests(70, 1) and len({q["task"] for q in asked}) == 7
+    assert (
+        asked == shift.requests(70, 0) != shift.requests(70, 1)
+        and len({q["task"] for q in asked}) == 7
+    )
     assert {q["parts"][0][0] for q in asked} == {"instruction", "context"}
 
 
@@ -171,7 +228,9 @@ def test_spans_are_the_tokens_of_their_words(shift, template):
         found = shift.tokenised(tokenizer, q, template)
         for role, text in q["parts"]:
             assert tokenizer.decode([found["ids"][i] for i in found[role]]).strip() == text
-        assert 0 not in found["keep"] and set(found["instruction"]) | set(found["context"]) <= set(found["keep"])
+        assert 0 not in found["keep"] and set(found["instruction"]) | set(found["context"]) <= set(
+            found["keep"]
+        )
         assert ("system" in tokenizer.decode(found["ids"])) == template
         assert "system" not in tokenizer.decode([found["ids"][i] for i in found["keep"]])
 
@@ -217,8 +276,14 @@ def test_kept_pairs_by_brute_force(shift, net):
     wanted = []
     for u in range(50):
         for v in range(50):
-            times = sum(u in q[d].abs().argsort(descending=True)[:9] and v in k[d].abs().argsort(descending=True)[:9]
-                        and allowed[u, v] and float(q[d, u] * k[d, v]) > 0 for d in range(8))  # fmt: skip
+            times = sum(
+                u in q[d].abs().argsort(descending=True)[:9]
+                and v in k[d].abs().argsort(descending=True)[:9]
+                # fmt: skip
+                and allowed[u, v]
+                and float(q[d, u] * k[d, v]) > 0
+                for d in range(8)
+            )
             if times > 1:
                 wanted.append([u, v])
     found = shift.kept_pairs(q, k, allowed, 9)
@@ -236,7 +301,10 @@ def test_shares_of_increasing_heads_and_their_contrasts(shift):
     table = np.array([[1.0, 0, 0.5, np.nan], [0.2, 0.6, 0.4, 0.4]])
     chosen = np.array([[True, False, True, False], [False, True, True, True]])
     centred = table - np.nanmean(table, 1, keepdims=True)
-    wanted = [centred[0, 0] - centred[1, 0], centred[1, 1] - centred[0, 1]]  # the third was always chosen, the fourth has one value
+    wanted = [
+        centred[0, 0] - centred[1, 0],
+        centred[1, 1] - centred[0, 1],
+    ]  # the third was always chosen, the fourth has one value
     assert np.allclose(shift.by_word(table, chosen), wanted)
     assert np.allclose(shift.by_seed(table, chosen), [0.75 - 0, (0.6 + 0.4 + 0.4) / 3 - 0.2])
 
@@ -246,27 +314,47 @@ def test_shares_of_increasing_heads_and_their_contrasts(shift):
 
 def test_directions_are_principal_components(shift):
     down = torch.randn(12, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
-    found, wanted = shift.directions(down, 4).numpy(), PCA(4, svd_solver="full").fit(down.T.numpy()).components_
+    found, wanted = (
+        shift.directions(down, 4).numpy(),
+        PCA(4, svd_solver="full").fit(down.T.numpy()).components_,
+    )
     assert np.allclose(np.abs((found * wanted).sum(1)), 1)
 
 
 def test_overlap_is_the_mean_squared_cosine_of_principal_angles(shift):
     g = torch.Generator().manual_seed(1)
-    u, v = (torch.linalg.qr(torch.randn(30, 4, generator=g, dtype=torch.float64))[0].T for _ in range(2))
-    assert shift.overlap(u, v) == pytest.approx((np.cos(subspace_angles(u.numpy().T, v.numpy().T)) ** 2).mean())
+    u, v = (
+        torch.linalg.qr(torch.randn(30, 4, generator=g, dtype=torch.float64))[0].T for _ in range(2)
+    )
+    assert shift.overlap(u, v) == pytest.approx(
+        (np.cos(subspace_angles(u.numpy().T, v.numpy().T)) ** 2).mean()
+    )
     turned = torch.linalg.qr(torch.randn(4, 4, generator=g, dtype=torch.float64))[0]
-    assert shift.overlap(u, turned @ u) == pytest.approx(1) and shift.overlap(u, -u) == pytest.approx(1)
+    assert shift.overlap(u, turned @ u) == pytest.approx(1) and shift.overlap(
+        u, -u
+    ) == pytest.approx(1)
     stack_a, stack_b = (
         tf.Stack(
             AutoModelForCausalLM.from_config(
-                LlamaConfig(vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+                LlamaConfig(
+                    vocab_size=20,
+                    hidden_size=16,
+                    intermediate_size=24,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                )
             ).eval()
         )
         for _ in range(2)
     )
-    assert shift.turning(stack_a, stack_a, 3) == pytest.approx([1, 1]) and max(shift.turning(stack_a, stack_b, 3)) < 0.9
+    assert (
+        shift.turning(stack_a, stack_a, 3) == pytest.approx([1, 1])
+        and max(shift.turning(stack_a, stack_b, 3)) < 0.9
+    )
     classes = np.arange(20) % 3
-    assert shift.mix(stack_a, classes, 3, top=20) == pytest.approx([7 / 20, 7 / 20, 6 / 20])  # all words: all classes
+    assert shift.mix(stack_a, classes, 3, top=20) == pytest.approx(
+        [7 / 20, 7 / 20, 6 / 20]
+    )  # all words: all classes
     assert shift.mix(stack_a, classes, 3, top=4).sum() == pytest.approx(1)
 
 
@@ -293,11 +381,16 @@ def densities(shift, world, shipped):
         for kind, rows in table.items():
             found = shift.measure(nets[kind][i], world, questions, [q.response for q in questions])
             rows.append({name: found[name].mean() for name in ("operand", "sham")})
-    return {kind: {name: np.array([r[name] for r in rows]) for name in rows[0]} for kind, rows in table.items()}
+    return {
+        kind: {name: np.array([r[name] for r in rows]) for name in rows[0]}
+        for kind, rows in table.items()
+    }
 
 
 def test_swapped_networks_flip_the_verdict(densities):
-    rise = densities["tuned"]["operand"] - densities["base"]["operand"]  # every task copies or maps these words
+    rise = (
+        densities["tuned"]["operand"] - densities["base"]["operand"]
+    )  # every task copies or maps these words
     assert verdict("C2", reference=rise, own=rise) == "reproduced"
     assert verdict("C2", reference=-rise, own=-rise) == "not reproduced"
 

@@ -1,4 +1,6 @@
-"""Oracles of the method cells of layerwise-quant: quantisers, scores, orders and the sweep; and ways to break them."""
+"""Oracles of the method cells of layerwise-quant: quantisers, scores, orders and the sweep; and
+ways to break them.
+"""
 
 import copy
 
@@ -7,9 +9,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from layerbook.quantize import bits as storage
 from layerbook.claims import cards, engine
 from layerbook.pipeline import method
+from layerbook.quantize import bits as storage
 from layerbook.quantize import gptq, sweeps
 from layerbook.quantize import grids as q
 
@@ -28,8 +30,16 @@ def lq():
 
 def tiny_llama(layers=6, seed=0, **changes):
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=layers,
-                         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False, **changes)
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+        **changes,
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -46,12 +56,16 @@ def scale_and_low(w, bits):
 
 def two_bits(lq, net):
     """A bank with every layer of `net` rounded to 2 bits."""
-    return {i: {name: rounded(lq, m.weight, 2, 32) for name, m in block.items()}
-            for i, block in enumerate(lq.blocks(net))}
+    return {
+        i: {name: rounded(lq, m.weight, 2, 32) for name, m in block.items()}
+        for i, block in enumerate(lq.blocks(net))
+    }
 
 
 def brute_force(w, bits, group):
-    """The affine group quantiser, one weight at a time, in float64 except for the float16 of scale and offset."""
+    """The affine group quantiser, one weight at a time, in float64 except for the float16 of scale
+    and offset.
+    """
     out = np.empty_like(w, dtype=np.float64)
     for r, row in enumerate(w.astype(np.float64)):
         for start in range(0, row.size, group):
@@ -59,7 +73,11 @@ def brute_force(w, bits, group):
             low = float(np.float16(g.min()))
             scale = float(np.float16(np.float32((g.max() - low) / (2**bits - 1))))
             for k, value in enumerate(g):
-                code = 0 if scale == 0 else min(max(int(np.rint((value - low) / scale)), 0), 2**bits - 1)
+                code = (
+                    0
+                    if scale == 0
+                    else min(max(int(np.rint((value - low) / scale)), 0), 2**bits - 1)
+                )
                 out[r, start + k] = low + scale * code
     return out
 
@@ -78,7 +96,8 @@ def test_rounding_equals_torchs_fake_quantisation(lq, bits, group):
     scale, low = grid.scale, grid.offset
     rows = w.view(-1, group) - low.view(-1, 1)
     theirs = torch.fake_quantize_per_channel_affine(
-        rows, scale.flatten(), torch.zeros(len(rows), dtype=torch.int32), 0, 0, 2**bits - 1) + low.view(-1, 1)
+        rows, scale.flatten(), torch.zeros(len(rows), dtype=torch.int32), 0, 0, 2**bits - 1
+    ) + low.view(-1, 1)
     off = (q.decode(codes, grid).view(-1, group) - theirs).abs()
     assert (off > 1e-6).double().mean() < 0.002  # halves may fall either way, by one step
     assert off.max() <= scale.max() * 1.001
@@ -89,7 +108,9 @@ def test_rounding_of_odd_groups(lq):
     w[1], w[2, 7], w[3] = 0.25, 100.0, torch.linspace(-1, 1, 64)
     back = rounded(lq, w, 2, 64)
     assert torch.equal(back[:2], w[:2])  # all zero, constant
-    assert back[2, 7] == pytest.approx(100.0, rel=1e-3) and back[2].count_nonzero() == 1  # one outlier
+    assert (
+        back[2, 7] == pytest.approx(100.0, rel=1e-3) and back[2].count_nonzero() == 1
+    )  # one outlier
     assert torch.isfinite(back).all() and len(back[3].unique()) == 4
 
 
@@ -114,7 +135,9 @@ def test_a_grid_reproduces_itself_but_not_once_shuffled(lq):
 
 def test_bits_are_those_counted_by_hand(lq):
     codes, grid = lq.quantize(torch.randn(2, 128), 3, 64)
-    assert storage.count(grid, codes.shape).total == 2 * 128 * 3 + 4 * 16 + 4 * 16  # 3.5 bits a weight
+    assert (
+        storage.count(grid, codes.shape).total == 2 * 128 * 3 + 4 * 16 + 4 * 16
+    )  # 3.5 bits a weight
     assert storage.count(lq.quantize(torch.randn(1, 64), 4, 32)[1], (1, 64)).per_weight == 5.0
     packed = storage.pack(codes, 3)
     assert packed.nbytes * 8 == 2 * 128 * 3
@@ -124,7 +147,9 @@ def test_bits_are_those_counted_by_hand(lq):
 
 def correlated(n, rank, seed):
     g = torch.Generator().manual_seed(seed)
-    x = torch.randn(512, rank, generator=g) @ torch.randn(rank, n, generator=g) + 0.3 * torch.randn(512, n, generator=g)
+    x = torch.randn(512, rank, generator=g) @ torch.randn(rank, n, generator=g) + 0.3 * torch.randn(
+        512, n, generator=g
+    )
     return x.T @ x
 
 
@@ -135,14 +160,18 @@ def objective(w, back, h):
 
 
 def fixed_order_obq(lq, w, h, bits, group, damp):
-    """Optimal brain quantisation in fixed order, by explicit elimination in the inverse Hessian, in float64."""
+    """Optimal brain quantisation in fixed order, by explicit elimination in the inverse Hessian, in
+    float64.
+    """
     w, h = w.double().clone(), h.double().clone()
     h += damp * h.diagonal().mean() * torch.eye(len(h), dtype=torch.float64)
     inverse, back = torch.linalg.inv(h), torch.zeros_like(w)
     for j in range(w.shape[1]):
         if j % group == 0:
             scale, low = scale_and_low(w[:, j : j + group].float(), bits)
-        column = ((w[:, j : j + 1].float() - low) / scale).round().clamp(0, 2**bits - 1) * scale + low
+        column = ((w[:, j : j + 1].float() - low) / scale).round().clamp(
+            0, 2**bits - 1
+        ) * scale + low
         back[:, j] = column[:, 0].double()
         w -= (w[:, j : j + 1] - back[:, j : j + 1]) / inverse[j, j] * inverse[j]
         inverse = inverse - torch.outer(inverse[:, j], inverse[j]) / inverse[j, j]
@@ -152,14 +181,18 @@ def fixed_order_obq(lq, w, h, bits, group, damp):
 def test_gptq_equals_elimination_in_the_inverse_hessian(lq):
     w, h = torch.randn(16, 64, generator=torch.Generator().manual_seed(4)), correlated(64, 8, 5)
     ours, theirs = gptq.solve(w, h, 3, 32).double(), fixed_order_obq(lq, w, h, 3, 32, 0.01)
-    assert ((ours - theirs).abs() < 1e-3).double().mean() > 0.97  # a value near a half may round the other way
+    assert (
+        (ours - theirs).abs() < 1e-3
+    ).double().mean() > 0.97  # a value near a half may round the other way
     assert objective(w, ours, h) == pytest.approx(objective(w, theirs, h), rel=0.05)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_gptq_beats_rounding_on_a_layers_output(lq, bits):
     w, h = torch.randn(32, 128, generator=torch.Generator().manual_seed(6)), correlated(128, 16, 7)
-    assert objective(w, gptq.solve(w, h, bits, 64), h) < 0.7 * objective(w, rounded(lq, w, bits, 64), h)
+    assert objective(w, gptq.solve(w, h, bits, 64), h) < 0.7 * objective(
+        w, rounded(lq, w, bits, 64), h
+    )
 
 
 def test_gptq_lies_between_exhaustive_search_and_rounding(lq):
@@ -174,17 +207,24 @@ def test_gptq_lies_between_exhaustive_search_and_rounding(lq):
 
 def test_gptq_without_correlation_is_rounding_and_dead_inputs_do_no_harm(lq):
     w = torch.randn(8, 64, generator=torch.Generator().manual_seed(8))
-    assert torch.allclose(gptq.solve(w, 3.0 * torch.eye(64), 3, 32), rounded(lq, w, 3, 32), atol=1e-6)
+    assert torch.allclose(
+        gptq.solve(w, 3.0 * torch.eye(64), 3, 32), rounded(lq, w, 3, 32), atol=1e-6
+    )
     h = correlated(64, 8, 9)
     h[5], h[:, 5] = 0, 0
     assert torch.isfinite(gptq.solve(w, h, 3, 32)).all()
 
 
 def test_a_layers_maps_are_solved_on_their_own_inputs(lq):
-    net, ids = tiny_llama(2), torch.randint(0, 96, (20, 8), generator=torch.Generator().manual_seed(1))
+    net, ids = (
+        tiny_llama(2),
+        torch.randint(0, 96, (20, 8), generator=torch.Generator().manual_seed(1)),
+    )
     seen, layer = {}, net.model.layers[1]
     for name in lq.LINEARS:
-        layer.get_submodule(name).register_forward_pre_hook(lambda m, a, name=name: seen.update({name: a[0].flatten(0, 1)}))
+        layer.get_submodule(name).register_forward_pre_hook(
+            lambda m, a, name=name: seen.update({name: a[0].flatten(0, 1)})
+        )
     net.model(ids)
     inputs = {name: x.clone() for name, x in seen.items()}
     states, extra = lq.entries(net, ids)
@@ -192,8 +232,15 @@ def test_a_layers_maps_are_solved_on_their_own_inputs(lq):
     assert set(solved) == set(lq.LINEARS) and sum(lq.READERS, ()) == lq.LINEARS
     for name, x in inputs.items():
         alone = gptq.solve(layer.get_submodule(name).weight.data, x.T @ x, 3, 32)
-        assert ((solved[name] - alone).abs() < 1e-4).double().mean() > 0.97, name  # a value near a half may round the other way
-    wrong = gptq.solve(layer.mlp.gate_proj.weight.data, inputs["self_attn.q_proj"].T @ inputs["self_attn.q_proj"], 3, 32)
+        assert ((solved[name] - alone).abs() < 1e-4).double().mean() > 0.97, (
+            name
+        )  # a value near a half may round the other way
+    wrong = gptq.solve(
+        layer.mlp.gate_proj.weight.data,
+        inputs["self_attn.q_proj"].T @ inputs["self_attn.q_proj"],
+        3,
+        32,
+    )
     assert ((solved["mlp.gate_proj"] - wrong).abs() < 1e-4).double().mean() < 0.9
 
 
@@ -224,13 +271,17 @@ def test_lim_spans_the_whole_block_and_stops_before_the_final_norm(lq):
 
 
 def test_zd_in_closed_form_and_direction(lq):
-    assert lq.zd_of(torch.randn(200_000, generator=torch.Generator().manual_seed(0))) == pytest.approx(0.1587, abs=3e-3)
+    assert lq.zd_of(
+        torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    ) == pytest.approx(0.1587, abs=3e-3)
     assert lq.zd_of(torch.tensor([0.0] * 99 + [1.0])) == pytest.approx(0.01)
     net = tiny_llama(4)
     heavy = net.model.layers[2].mlp.up_proj.weight
     heavy[torch.rand(heavy.shape, generator=torch.Generator().manual_seed(1)) < 0.01] = 3.0
     scores = lq.zd(net)
-    assert scores["pooled"].argmin() == 2 and sweeps.order(-scores["pooled"])[-1] == 2  # fewest large: lowered last
+    assert (
+        scores["pooled"].argmin() == 2 and sweeps.order(-scores["pooled"])[-1] == 2
+    )  # fewest large: lowered last
 
 
 def test_orders_areas_and_k90_in_closed_form(lq):
@@ -245,13 +296,18 @@ def test_orders_areas_and_k90_in_closed_form(lq):
 
 
 def test_sweep_equals_the_changed_model(lq):
-    net, ids = tiny_llama(5), torch.randint(0, 96, (6, 12), generator=torch.Generator().manual_seed(2))
+    net, ids = (
+        tiny_llama(5),
+        torch.randint(0, 96, (6, 12), generator=torch.Generator().manual_seed(2)),
+    )
     bank = two_bits(lq, net)
     sweep = lq.Sweep(net, ids, 3, {"low": bank, "dropped": dict.fromkeys(range(5))})
 
     def loss(model, n):
         logits = model(ids[:n], use_cache=False).logits[:, :-1]
-        each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:n, 1:], reduction="none")
+        each = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), ids[:n, 1:], reduction="none"
+        )
         return each.clamp(max=np.log(96)).mean(1).numpy()
 
     changed, short = copy.deepcopy(net), copy.deepcopy(net)
@@ -260,8 +316,12 @@ def test_sweep_equals_the_changed_model(lq):
             m.weight.data = bank[i][name]
     short.model.layers = torch.nn.ModuleList([short.model.layers[i] for i in (0, 2, 4)])
     np.testing.assert_allclose(sweep.base, loss(net, 6), atol=1e-5)
-    np.testing.assert_allclose(sweep.rise("low", [3, 1], 6), loss(changed, 6) - loss(net, 6), atol=1e-5)
-    np.testing.assert_allclose(sweep.rise("dropped", [1, 3], 4), loss(short, 4) - loss(net, 4), atol=1e-5)
+    np.testing.assert_allclose(
+        sweep.rise("low", [3, 1], 6), loss(changed, 6) - loss(net, 6), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        sweep.rise("dropped", [1, 3], 4), loss(short, 4) - loss(net, 4), atol=1e-5
+    )
     np.testing.assert_allclose(sweep.base, sweep.losses({}, 6), atol=1e-6)  # the weights are back
     with pytest.raises(RuntimeError):
         sweep.losses({1: {"mlp.up_proj": torch.ones(3, 3)}}, 6)
@@ -269,14 +329,18 @@ def test_sweep_equals_the_changed_model(lq):
 
 
 def test_another_layout_is_refused_with_a_reason(lq):
-    other = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2, n_positions=16))
+    other = GPT2LMHeadModel(
+        GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+    )
     with pytest.raises(ValueError, match="GPT2LMHeadModel is not laid out like LLaMA"):
         lq.blocks(other)
 
 
 @pytest.fixture(scope="module")
 def planted(lq):
-    """A network whose last three of six layers do nearly all the work, on text that it predicts well."""
+    """A network whose last three of six layers do nearly all the work, on text that it predicts
+    well.
+    """
     net = tiny_llama(6, seed=3)
     for i, layer in enumerate(net.model.layers):
         for m in (layer.self_attn.o_proj, layer.mlp.down_proj):
@@ -291,8 +355,10 @@ def planted(lq):
 
 def verdict_of_c2(sweep, order):
     """C2's verdict when `order` is taken for LIM's, with a control that fails as it must."""
-    gap = {f"rtn3_{place}": sweep.rise("rtn3", order[::-1][:k], 16) - sweep.rise("rtn3", order[:k], 16)
-           for place, k in (("quarter", 2), ("half", 3))}
+    gap = {
+        f"rtn3_{place}": sweep.rise("rtn3", order[::-1][:k], 16) - sweep.rise("rtn3", order[:k], 16)
+        for place, k in (("quarter", 2), ("half", 3))
+    }
     failing = {name: [-1.0, 0.0, 1.0, 0.5] for name in gap}
     result = engine.decide(cards.load("layerwise-quant"), {"C2": gap, "N2": failing}, {}, "cpu")
     return next(row["verdict"] for row in result["claims"] if row["id"] == "C2")

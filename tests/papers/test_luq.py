@@ -1,4 +1,6 @@
-"""Oracles of the method cells of luq: entropies, one-bit rounding, the tree of formats, orders; and ways to break them."""
+"""Oracles of the method cells of luq: entropies, one-bit rounding, the tree of formats, orders; and
+ways to break them.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ from scipy import stats
 
 from layerbook.claims import cards, engine
 from layerbook.data import shapes
+from layerbook.layers import transformer as tf
 from layerbook.networks import shapesvlm
 from layerbook.pipeline import method
 from layerbook.quantize import bits, gptq
 from layerbook.quantize import grids as q
-from layerbook.layers import transformer as tf
 
 TINY = shapesvlm.Recipe(width=32, layers=3, hidden=48)
 
@@ -55,10 +57,14 @@ def test_entropy_in_closed_form(luq):
     assert luq.entropy(np.array([7, 0, 0])) == 0.0
     counts = np.random.default_rng(0).integers(0, 50, 100)
     assert luq.entropy(counts) == pytest.approx(stats.entropy(counts, base=2))
-    assert luq.entropy(np.ones(100)) == pytest.approx(np.log2(100))  # the ceiling below which the paper's values lie
+    assert luq.entropy(np.ones(100)) == pytest.approx(
+        np.log2(100)
+    )  # the ceiling below which the paper's values lie
     x = np.random.default_rng(1).normal(size=20_000)
     width = (x.max() - x.min()) / 256
-    assert luq.histogram_entropy(x) == pytest.approx(0.5 * np.log2(2 * np.pi * np.e) - np.log2(width), abs=0.02)
+    assert luq.histogram_entropy(x) == pytest.approx(
+        0.5 * np.log2(2 * np.pi * np.e) - np.log2(width), abs=0.02
+    )
 
 
 def test_clusters_that_are_plain_to_see_give_their_entropy(luq):
@@ -68,7 +74,9 @@ def test_clusters_that_are_plain_to_see_give_their_entropy(luq):
     found = min((luq.token_entropy(x, 4, s) for s in range(6)), key=lambda h: abs(h - 1.75))
     assert found == pytest.approx(1.75)  # 1/2, 1/4, 1/8, 1/8
     assert luq.token_entropy(x, 16, 0) > 1.75  # more clusters never come without more bits here
-    assert luq.token_entropy(3 * x, 4, 0, unit=True) == pytest.approx(luq.token_entropy(x, 4, 0, unit=True))
+    assert luq.token_entropy(3 * x, 4, 0, unit=True) == pytest.approx(
+        luq.token_entropy(x, 4, 0, unit=True)
+    )
 
 
 def test_one_enormous_token_takes_clusters_and_unit_length_ends_that(luq):
@@ -137,10 +145,20 @@ def test_stored_bits_count_what_is_there(luq):
     strong = torch.arange(g) < 8
     large = weight(24, g, 5).abs() > 0.5
     salient = q.binary(w[:, :g], axis=0, residuals=1, where=strong)[1]
-    split = [p for where in (large & ~strong, ~large & ~strong) for p in q.binary(w[:, :g], axis=0, where=where)[1]]
+    split = [
+        p
+        for where in (large & ~strong, ~large & ~strong)
+        for p in q.binary(w[:, :g], axis=0, where=where)[1]
+    ]
     one, full = bits.count([*salient, *split]), luq.stored(w.shape, "1-bit")
-    assert full.weights == 2 * one.weights and full.scales == 2 * one.scales and full.number == w.numel()
-    assert full.masks == 2 * (g + 24 * (g - 8))  # which columns are salient; for all others, one bit a weight
+    assert (
+        full.weights == 2 * one.weights
+        and full.scales == 2 * one.scales
+        and full.number == w.numel()
+    )
+    assert full.masks == 2 * (
+        g + 24 * (g - 8)
+    )  # which columns are salient; for all others, one bit a weight
     assert luq.stored((128, 128), "1-bit").per_weight > 2.5  # and not 1.08
     block = shapesvlm.build(TINY).decoder.model.layers[0]
     assert luq.true_bits(block, ("1-bit", "4-bit")) == pytest.approx(
@@ -153,7 +171,9 @@ def test_published_averages(luq):
 
 
 def slow(luq, vlm, calibration, asked, answers, forms) -> np.ndarray:
-    """Blocks quantized one after the other in a copy, each from whole passes of the network as it stands; then answers."""
+    """Blocks quantized one after the other in a copy, each from whole passes of the network as it
+    stands; then answers.
+    """
     model = copy.deepcopy(vlm.decoder)
     for block, form in zip(model.model.layers, forms, strict=True):
         readers = {g: block.get_submodule(g[0]) for g in luq.READERS}
@@ -171,47 +191,83 @@ def slow(luq, vlm, calibration, asked, answers, forms) -> np.ndarray:
 @pytest.fixture(scope="module")
 def tree(luq, vlm, asked):
     found, texts = asked
-    calibration, prompts = luq.mixed(vlm, found.images, texts, 0.5, 300), luq.prompts(vlm, found.images, texts)
-    wanted = [luq.formats(s, "1-bit", "4-bit", 3) for k in range(4) for s in combinations(range(3), k)]
+    calibration, prompts = (
+        luq.mixed(vlm, found.images, texts, 0.5, 300),
+        luq.prompts(vlm, found.images, texts),
+    )
+    wanted = [
+        luq.formats(s, "1-bit", "4-bit", 3) for k in range(4) for s in combinations(range(3), k)
+    ]
     before = copy.deepcopy(vlm.state_dict())
-    table = luq.evaluate(tf.Stack(vlm.decoder), calibration, prompts, found.answer, [*wanted, ("full", "2-bit", "full")])
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), vlm.state_dict().values(), strict=True))  # put back
+    table = luq.evaluate(
+        tf.Stack(vlm.decoder),
+        calibration,
+        prompts,
+        found.answer,
+        [*wanted, ("full", "2-bit", "full")],
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(before.values(), vlm.state_dict().values(), strict=True)
+    )  # put back
     return calibration, prompts, found.answer, table
 
 
 def test_the_tree_gives_what_whole_passes_give(luq, vlm, tree):
     calibration, prompts, answers, table = tree
     assert len(table) == 9
-    for forms in (("1-bit", "4-bit", "1-bit"), ("4-bit", "1-bit", "1-bit"), ("full", "2-bit", "full")):
-        np.testing.assert_allclose(table[forms], slow(luq, vlm, calibration, prompts, answers, forms), atol=2e-3)
+    for forms in (
+        ("1-bit", "4-bit", "1-bit"),
+        ("4-bit", "1-bit", "1-bit"),
+        ("full", "2-bit", "full"),
+    ):
+        np.testing.assert_allclose(
+            table[forms], slow(luq, vlm, calibration, prompts, answers, forms), atol=2e-3
+        )
 
 
 def test_what_one_block_is_rounded_to_depends_on_the_blocks_below(luq, vlm, tree):
     calibration, prompts, answers, table = tree
     net = tf.Stack(vlm.decoder)
-    alone = luq.evaluate(net, calibration, prompts, answers, [("full", "1-bit", "full")])["full", "1-bit", "full"]
+    alone = luq.evaluate(net, calibration, prompts, answers, [("full", "1-bit", "full")])[
+        "full", "1-bit", "full"
+    ]
     assert abs(alone[0] - table["1-bit", "1-bit", "4-bit"][0]).max() > 1e-2
-    text = luq.evaluate(net, [b for b in calibration if b[0].shape[1] < shapes.FIRST], prompts, answers, [("1-bit",) * 3])
-    assert abs(text["1-bit", "1-bit", "1-bit"] - table["1-bit", "1-bit", "1-bit"]).max() > 1e-2  # calibration matters
+    text = luq.evaluate(
+        net,
+        [b for b in calibration if b[0].shape[1] < shapes.FIRST],
+        prompts,
+        answers,
+        [("1-bit",) * 3],
+    )
+    assert (
+        abs(text["1-bit", "1-bit", "1-bit"] - table["1-bit", "1-bit", "1-bit"]).max() > 1e-2
+    )  # calibration matters
 
 
 def test_weights_come_back_after_an_error(luq, vlm):
     block = vlm.decoder.model.layers[0]
     kept = block.mlp.up_proj.weight.data
-    with pytest.raises(RuntimeError, match="stop"), luq.swapped(block, {"mlp.up_proj": torch.zeros_like(kept)}):
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        luq.swapped(block, {"mlp.up_proj": torch.zeros_like(kept)}),
+    ):
         assert not block.mlp.up_proj.weight.any()
         raise RuntimeError("stop")
     assert block.mlp.up_proj.weight.data_ptr() == kept.data_ptr() and kept.any()
 
 
 def made_up(luq, harm, questions: int = 60, seed: int = 0) -> dict:
-    """Answers of a network in which each reduced block adds its harm: cross-entropy [questions], and fewer right answers."""
+    """Answers of a network in which each reduced block adds its harm: cross-entropy [questions],
+    and fewer right answers.
+    """
     rng, n = np.random.default_rng(seed), len(harm)
     base, table = rng.uniform(0, 1, questions), {}
     for chosen in (s for k in range(n + 1) for s in combinations(range(n), k)):
         total = sum(harm[i] for i in chosen)
         right = base > total / 2
-        table[luq.formats(chosen, "1-bit", "4-bit", n)] = np.stack([base / 10 + total, right.astype(float)])
+        table[luq.formats(chosen, "1-bit", "4-bit", n)] = np.stack(
+            [base / 10 + total, right.astype(float)]
+        )
     return table
 
 
@@ -231,7 +287,9 @@ def test_areas_and_orders_against_brute_force(luq):
 
 def test_lower_end_of_the_bootstrap(luq):
     assert luq.lower(np.full((5, 1, 20), 0.3), 0) == pytest.approx(0.3)
-    x = np.random.default_rng(0).normal(0.5, 1, (1, 1, 4000))  # chance of questions alone: the usual interval
+    x = np.random.default_rng(0).normal(
+        0.5, 1, (1, 1, 4000)
+    )  # chance of questions alone: the usual interval
     assert luq.lower(x, 0) == pytest.approx(x.mean() - 1.96 * x.std() / 4000**0.5, abs=0.004)
     shifted = np.array([-1.0, 0.0, 1.0, 2.0, 3.0])[:, None, None] + np.zeros((5, 1, 4000))
     assert luq.lower(shifted, 0) < 0  # networks differ, however many questions there are
@@ -241,7 +299,11 @@ def test_gaps_and_tau(luq):
     rows = [{"both": np.array([[6.5, 6.4], [6.5, 6.4]]) + e, "text": np.array([[6.2, 6.39], [6.2, 6.39]]) - e}
             for e in (np.array([[0.02], [-0.02]]),)]  # fmt: skip
     found = luq.gaps(rows, rows, "both", "text")
-    assert found["gap"] == pytest.approx([0.155]) and found["share"] == [0.5] and found["later"] == pytest.approx([0.155])
+    assert (
+        found["gap"] == pytest.approx([0.155])
+        and found["share"] == [0.5]
+        and found["later"] == pytest.approx([0.155])
+    )
     assert luq.tau([1, 2, 3], [10, 20, 30]) == 1 and luq.tau([1, 2, 3], [3, 2, 1]) == -1
 
 
@@ -249,7 +311,10 @@ def verdict(luq, orders, tables, claim: str = "C1") -> str:
     """The verdict on C1 as the book's engine gives it, gates and control taken as held."""
     card = cards.load("luq")
     gates = {"G1": [1.0] * 5, "G2": [0.9] * 5, "G3": [0.1] * 5}
-    (loss, accuracy), none = luq.against(tables, orders, "1-bit", "4-bit").mean(2), [-0.1, 0.1, 0.0, 0.05, -0.05]
+    (loss, accuracy), none = (
+        luq.against(tables, orders, "1-bit", "4-bit").mean(2),
+        [-0.1, 0.1, 0.0, 0.05, -0.05],
+    )
     measured = {claim: {"loss": loss, "accuracy": accuracy}, "N2": {"accuracy": none, "loss": none}}
     rows = engine.decide(card, measured, gates, "cpu")["claims"]
     return next(r["verdict"] for r in rows if r["id"] == claim)
@@ -260,9 +325,14 @@ def test_breaking_the_ranking_flips_the_verdict(luq, seed):
     rng = np.random.default_rng(seed)
     harms = [rng.permutation([0.1, 0.2, 0.4, 0.8]) * rng.uniform(0.8, 1.2) for _ in range(5)]
     tables = [made_up(luq, harm, seed=10 * seed + i) for i, harm in enumerate(harms)]
-    counts = [[np.concatenate([[1000 * (1 - h)], np.full(15, 1000 * h / 15)]) for h in harm] for harm in harms]
+    counts = [
+        [np.concatenate([[1000 * (1 - h)], np.full(15, 1000 * h / 15)]) for h in harm]
+        for harm in harms
+    ]
     H = [[luq.entropy(c) for c in of] for of in counts]  # entropy grows with harm
     assert verdict(luq, [luq.sweeps.order(h) for h in H], tables) == "reproduced"
     broken = [[-luq.entropy(c) for c in of] for of in counts]  # the formula without its minus
     assert verdict(luq, [luq.sweeps.order(h) for h in broken], tables) == "not reproduced"
-    assert verdict(luq, [luq.sweeps.order(h, descending=True) for h in H], tables) == "not reproduced"
+    assert (
+        verdict(luq, [luq.sweeps.order(h, descending=True) for h in H], tables) == "not reproduced"
+    )

@@ -1,4 +1,6 @@
-"""RelP's method against closed forms, finite differences and brute force; and what happens when it is broken."""
+"""RelP's method against closed forms, finite differences and brute force; and what happens when it
+is broken.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,13 @@ from layerbook.networks import tinygpt
 from layerbook.pipeline import method
 
 TINY = paths.MODELS / "tiny-gpt2"
-SMALL = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
 CONFIGS = {
     "llama": LlamaConfig(**SMALL, num_key_value_heads=2),
     "qwen2": Qwen2Config(**SMALL, num_key_value_heads=2),
@@ -47,7 +55,12 @@ def relp() -> SimpleNamespace:
 def network(config, seed: int = 0, dtype: torch.dtype = torch.float64):
     """A random network whose weights are large enough to bend, in double precision."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype).eval().requires_grad_(False)
+    model = (
+        AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        .to(dtype)
+        .eval()
+        .requires_grad_(False)
+    )
     for name, p in model.named_parameters():
         if p.ndim == 2:
             p.mul_(6)
@@ -83,8 +96,12 @@ def leak(relp, net, fam, names) -> float:
 def test_secants_have_their_closed_form_and_their_limit_at_zero(relp):
     x = torch.tensor([-30.0, -2.0, -1e-9, 0.0, 1e-12, 0.7, 40.0], dtype=torch.float64)
     assert torch.allclose(relp.secant(torch.nn.SiLU(), x), torch.sigmoid(x), atol=1e-12)
-    assert torch.allclose(relp.secant(torch.nn.GELU(), x), 0.5 * (1 + torch.erf(x / math.sqrt(2))), atol=1e-12)
-    assert torch.equal(relp.secant(torch.nn.ReLU(), x), (x > 0).double())  # its secant is its derivative
+    assert torch.allclose(
+        relp.secant(torch.nn.GELU(), x), 0.5 * (1 + torch.erf(x / math.sqrt(2))), atol=1e-12
+    )
+    assert torch.equal(
+        relp.secant(torch.nn.ReLU(), x), (x > 0).double()
+    )  # its secant is its derivative
     assert relp.secant(torch.nn.SiLU(), torch.zeros(1)).item() == 0.5
     assert relp.secant(torch.nn.GELU(approximate="tanh"), torch.zeros(1)).item() == 0.5
     with pytest.raises(ValueError, match="0 at 0"):
@@ -103,8 +120,11 @@ def test_identity_rule_has_the_secant_for_slope_and_not_the_derivative(relp):
     assert torch.allclose(off, derivative) and torch.allclose(mirrored, 2 * derivative - slope)
 
 
-@pytest.mark.parametrize("make", [lambda: torch.nn.LayerNorm(6), lambda: LlamaRMSNorm(6), lambda: GemmaRMSNorm(6)],
-                         ids=["LayerNorm", "RMSNorm", "RMSNorm with gain minus one"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: torch.nn.LayerNorm(6), lambda: LlamaRMSNorm(6), lambda: GemmaRMSNorm(6)],
+    ids=["LayerNorm", "RMSNorm", "RMSNorm with gain minus one"],
+)
 def test_ln_rule_has_the_jacobian_of_a_frozen_scale(relp, make):
     torch.manual_seed(0)
     norm = make()
@@ -141,7 +161,11 @@ def test_half_rule_halves_the_slope_of_both_factors(relp):
 # --- the rules in a whole network ---
 
 
-@pytest.mark.parametrize("names", [("LN",), ("Identity",), ("Half",), ("AH",), ("LN", "Identity", "Half", "AH")], ids="+".join)
+@pytest.mark.parametrize(
+    "names",
+    [("LN",), ("Identity",), ("Half",), ("AH",), ("LN", "Identity", "Half", "AH")],
+    ids="+".join,
+)
 def test_rules_leave_forward_values_alone_and_are_taken_back(relp, net, names):
     fam = task(relp)
     before, _, gradient = relp.coefficients(net, fam.corrupted, fam.answers)
@@ -173,7 +197,9 @@ def test_four_rules_conserve_relevance_and_each_of_them_is_needed(relp, kind):
     assert leak(relp, net, fam, relp.ALL) < (1e-9 if kind.startswith("gpt") else 1e-4)
     for rule in relp.ALL:
         if rule != "Half" or net.product[0] is not None:
-            assert leak(relp, net, fam, [r for r in relp.ALL if r != rule]) > 1e-2, f"{rule} is not needed"
+            assert leak(relp, net, fam, [r for r in relp.ALL if r != rule]) > 1e-2, (
+                f"{rule} is not needed"
+            )
 
 
 def test_biases_break_conservation(relp):
@@ -184,13 +210,23 @@ def test_biases_break_conservation(relp):
 
 @pytest.mark.parametrize(("cap", "leaky"), [(None, False), (2.0, True)])
 def test_squashed_logits_break_conservation(relp, cap, leaky):
-    net = relp.parts(network(Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=8, final_logit_softcapping=cap)))
+    net = relp.parts(
+        network(
+            Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=8, final_logit_softcapping=cap)
+        )
+    )
     assert net.leaky == leaky
-    assert leak(relp, net, task(relp), relp.ALL) > 1e-2 if leaky else leak(relp, net, task(relp), relp.ALL) < 1e-4
+    assert (
+        leak(relp, net, task(relp), relp.ALL) > 1e-2
+        if leaky
+        else leak(relp, net, task(relp), relp.ALL) < 1e-4
+    )
 
 
 def test_conservation_cannot_tell_how_a_gate_shares(relp):
-    """Half and half is a choice: an uneven split would conserve as well, so the slopes are tested by themselves above."""
+    """Half and half is a choice: an uneven split would conserve as well, so the slopes are tested
+    by themselves above.
+    """
     g, u = (torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in (1.5, -0.7))
     y = torch.nn.functional.silu(g.detach()) / g.detach() * g
     uneven = 0.2 * y * u.detach() + 0.8 * y.detach() * u
@@ -201,14 +237,21 @@ def test_conservation_cannot_tell_how_a_gate_shares(relp):
 # --- patching and its first-order estimate ---
 
 
-@pytest.mark.parametrize("positions", [range(3, 7), range(7), [4, 6]], ids=["from the change on", "all", "some"])
+@pytest.mark.parametrize(
+    "positions", [range(3, 7), range(7), [4, 6]], ids=["from the change on", "all", "some"]
+)
 def test_restarted_patching_equals_brute_force(relp, net, positions):
     fam, positions = task(relp), list(positions)
     _, z_clean, _ = relp.forward(net, fam.clean, fam.answers)
     _, z, cache = relp.forward(net, fam.corrupted, fam.answers, keep=True)
     for layer in range(3):
         fast = relp.patch_layer(net, fam, z_clean, z, cache, layer, positions)
-        slow = torch.stack([torch.stack([relp.patch_one(net, fam, z_clean, s, layer, p) for p in positions]) for s in range(3)])
+        slow = torch.stack(
+            [
+                torch.stack([relp.patch_one(net, fam, z_clean, s, layer, p) for p in positions])
+                for s in range(3)
+            ]
+        )
         assert torch.allclose(fast, slow, atol=1e-5)
 
 
@@ -219,7 +262,9 @@ def test_patching_the_changed_token_into_the_first_block_restores_the_clean_run(
 
 
 def error_of_finite_differences(relp, net, eps: float, names=()) -> float:
-    """Largest difference between the estimates and central differences of patching, as a share of the largest estimate."""
+    """Largest difference between the estimates and central differences of patching, as a share of
+    the largest estimate.
+    """
     fam = task(relp)
     _, z_clean, _ = relp.forward(net, fam.clean, fam.answers)
     _, z, rho = relp.coefficients(net, fam.corrupted, fam.answers, names)
@@ -237,28 +282,38 @@ def error_of_finite_differences(relp, net, eps: float, names=()) -> float:
 
 @pytest.fixture
 def softmax_in_double(monkeypatch):
-    """Eager attention casts its scores to float32 for the softmax in every layout but GPT-2's; here it does not."""
+    """Eager attention casts its scores to float32 for the softmax in every layout but GPT-2's; here
+    it does not.
+    """
     softmax = torch.nn.functional.softmax
-    monkeypatch.setattr(torch.nn.functional, "softmax", lambda x, dim, dtype=None: softmax(x, dim=dim))
+    monkeypatch.setattr(
+        torch.nn.functional, "softmax", lambda x, dim, dtype=None: softmax(x, dim=dim)
+    )
 
 
-# Step and tolerance follow from the precision. A central difference errs by about eps^2 (the third derivative) plus
-# rounding over eps. In double precision throughout, eps = 1e-4 makes both about 1e-8 of the largest estimate: 5e-9 and
-# 9e-9 were measured, the tolerance is 1e-7. RMSNorm casts to float32 itself, so that rounding is 1e-7 of numbers larger
-# than the effects and a longer step is best: at eps = 1e-2 up to 2e-4 was measured, the tolerance is 2e-3.
+# Step and tolerance follow from the precision. A central difference errs by about eps^2 (the third
+# derivative) plus rounding over eps. In double precision throughout, eps = 1e-4 makes both about
+# 1e-8 of the largest estimate: 5e-9 and 9e-9 were measured, the tolerance is 1e-7. RMSNorm casts to
+# float32 itself, so that rounding is 1e-7 of numbers larger than the effects and a longer step is
+# best: at eps = 1e-2 up to 2e-4 was measured, the tolerance is 2e-3.
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_without_rules_the_estimate_is_the_derivative_of_patching(relp, kind, softmax_in_double):
     eps, tolerance = (1e-4, 1e-7) if kind.startswith("gpt") else (1e-2, 2e-3)
     net = relp.parts(network(CONFIGS[kind]))
     assert error_of_finite_differences(relp, net, eps) < tolerance
-    assert error_of_finite_differences(relp, net, eps, relp.DEFAULT) > 0.1, "the rules are not a derivative of the forward pass"
+    assert error_of_finite_differences(relp, net, eps, relp.DEFAULT) > 0.1, (
+        "the rules are not a derivative of the forward pass"
+    )
 
 
 def test_finite_differences_of_gpt_neox_are_spoilt_by_the_softmax_in_single_precision_alone(relp):
-    """Why the test above replaces the softmax: a float32 pattern turns a small step into a staircase.
+    """Why the test above replaces the softmax: a float32 pattern turns a small step into a
+    staircase.
 
-    The slopes themselves are right: those taken through the float32 softmax are those of scaled-dot-product attention,
-    which stays in double, to float32's precision; and with that attention finite differences agree as well.
+    The slopes themselves are right: those taken through the float32 softmax are those of
+        scaled-dot-product attention,
+    which stays in double, to float32's precision; and with that attention finite differences agree
+    as well.
     """
     net, fam = relp.parts(network(CONFIGS["gpt-neox"])), task(relp)
     assert error_of_finite_differences(relp, net, 1e-5) > 1e-3
@@ -281,7 +336,10 @@ def test_passes_are_counted_as_they_happen(relp, net):
     _, z, cache = relp.forward(net, fam.corrupted, fam.answers, keep=True)
     with relp.count(net) as n:
         relp.patch_layer(net, fam, z_clean, z, cache, 1, [3, 4])
-    assert (n["forward"], n["work"]) == (3 * 2 * 2, 3 * 2 * 2 * 4 * 2)  # sites x positions x prompts; 4 tokens, 2 of 3 blocks
+    assert (n["forward"], n["work"]) == (
+        3 * 2 * 2,
+        3 * 2 * 2 * 4 * 2,
+    )  # sites x positions x prompts; 4 tokens, 2 of 3 blocks
 
 
 # --- agreement, prompts, layouts ---
@@ -310,9 +368,21 @@ def test_prompts_differ_in_one_token_and_are_answerable(relp):
             relp.family(tokenizer, 0, n)
 
 
-@pytest.mark.parametrize("config", [OPTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, ffn_dim=32, vocab_size=60,
-                                              word_embed_proj_dim=32),
-                                    MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2)], ids=["OPT", "Mixtral"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        OPTConfig(
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            ffn_dim=32,
+            vocab_size=60,
+            word_embed_proj_dim=32,
+        ),
+        MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2),
+    ],
+    ids=["OPT", "Mixtral"],
+)
 def test_unknown_layouts_are_refused_with_the_choices(relp, config):
     with pytest.raises(ValueError, match="layout.*LLaMA.*GPT-NeoX"):
         relp.parts(AutoModelForCausalLM.from_config(config))
@@ -338,7 +408,9 @@ def tiny(relp):
     def agree(site: int, names=relp.DEFAULT, back: bool = False, **how) -> float:
         _, _, rho = relp.coefficients(net, fam.corrupted, fam.answers, names, **how)
         there, here = (z, z_clean) if back else (z_clean, z)
-        return relp.agreement(truth[site].numpy(), relp.score(there, here, rho, span)[site].numpy(), cells[site])["r"]
+        return relp.agreement(
+            truth[site].numpy(), relp.score(there, here, rho, span)[site].numpy(), cells[site]
+        )["r"]
 
     return agree
 
@@ -366,7 +438,11 @@ def test_switching_the_rules_off_flips_the_verdict(relp, tiny):
     assert verdict("C1", GOOD) == verdict("C7", GOOD) == "reproduced"
     off = tiny(2, names=())  # what a run measures in RelP's place when no rule is on
     assert off == tiny(2, names=relp.DEFAULT, strength=0.0)
-    broken = {"gain": [np.arctanh(off) - np.arctanh(tiny(2, names=()))] * 5, "z": np.arctanh(off) + NOISE, "rest": [0.0] * 5}
+    broken = {
+        "gain": [np.arctanh(off) - np.arctanh(tiny(2, names=()))] * 5,
+        "z": np.arctanh(off) + NOISE,
+        "rest": [0.0] * 5,
+    }
     assert verdict("C7", broken) != "reproduced"
     assert tiny(2) > off + 0.05
 
@@ -408,7 +484,10 @@ def test_the_shipped_network_passes_its_gate_and_says_so():
     import json
 
     card = json.loads((TINY / "card.json").read_text(encoding="utf-8"))
-    assert card["gate"]["passed"] and min(card["held_out_pair_accuracy"].values()) >= tinygpt.Recipe.gate
+    assert (
+        card["gate"]["passed"]
+        and min(card["held_out_pair_accuracy"].values()) >= tinygpt.Recipe.gate
+    )
     model, tokenizer = loaders.causal_lm(str(TINY))
     a, b = tinygpt.name_pairs(0)[1][0]
     prompt, answer = tinygpt.sentence(tinygpt.TEMPLATES[1], a, b, b, "park", "ball")

@@ -1,4 +1,6 @@
-"""Oracles of the method cells of vidit-q: ranges, balancing, simulation, measures and the split of bits; and ways to break them."""
+"""Oracles of the method cells of vidit-q: ranges, balancing, simulation, measures and the split of
+bits; and ways to break them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ def vq():
 
 def network(seed: int = 0) -> tinydit.TinyDiT:
     """A tiny network in float64, all of whose weights are random."""
-    net, g = tinydit.build(RECIPE, seed).double().requires_grad_(False), torch.Generator().manual_seed(seed)
+    net, g = (
+        tinydit.build(RECIPE, seed).double().requires_grad_(False),
+        torch.Generator().manual_seed(seed),
+    )
     for p in net.parameters():
         p.add_(0.3 * torch.randn(p.shape, generator=g, dtype=torch.float64))
     net.time.register_forward_pre_hook(lambda m, args: (args[0].double(),))
@@ -38,7 +43,9 @@ def net():
 
 
 def noise(seed: int = 3, n: int = 3) -> torch.Tensor:
-    return torch.randn(n, 1, 14, 14, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        n, 1, 14, 14, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 @pytest.fixture
@@ -86,11 +93,15 @@ def test_weights_have_one_range_for_each_output_channel(vq, bits):
     w[0] = w[0].abs() + 1  # one-sided: zero stays in the range
     low, high = w.amin(1, keepdim=True), w.amax(1, keepdim=True)
     plan = vq.Plan()
-    torch.testing.assert_close(vq.rounded(w, bits, plan), grid_of(w, low, high, bits), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        vq.rounded(w, bits, plan), grid_of(w, low, high, bits), rtol=0, atol=1e-12
+    )
     shrunk = vq.rounded(w, bits, replace(plan, shrink=0.8))
     torch.testing.assert_close(shrunk, grid_of(w, 0.8 * low, 0.8 * high, bits), rtol=0, atol=1e-12)
     noisy = vq.rounded(w, bits, replace(plan, noise=1))
-    assert (noisy - w).norm().item() == pytest.approx((grid_of(w, low, high, bits) - w).norm().item())
+    assert (noisy - w).norm().item() == pytest.approx(
+        (grid_of(w, low, high, bits) - w).norm().item()
+    )
     assert not torch.equal(noisy, vq.rounded(w, bits, replace(plan, noise=1), layer=2))
 
 
@@ -103,7 +114,9 @@ def test_the_static_mask_comes_from_the_table_or_the_first_step(vq, net, seen):
     for site, row in (("1.attn.qkv", 0), ("1.mlp.up", 3)):
         wanted = 3 * (1 + table[row + 1]).abs() + table[row].abs()
         assert torch.equal(vq.reach(net, site, seen[site], plan, 0), wanted)
-    assert torch.equal(vq.reach(net, "1.attn.o", seen["1.attn.o"], plan, 0), seen["1.attn.o"].channel[999])
+    assert torch.equal(
+        vq.reach(net, "1.attn.o", seen["1.attn.o"], plan, 0), seen["1.attn.o"].channel[999]
+    )
 
 
 def test_ranges_of_noise_levels_take_their_own_maxima(vq, net, seen):
@@ -113,18 +126,30 @@ def test_ranges_of_noise_levels_take_their_own_maxima(vq, net, seen):
         assert torch.equal(vq.reach(net, site, seen[site], vq.Plan(parts=2), part), wanted)
     sim = vq.Quantized(net, seen, vq.Plan(weights=4, acts=None, alpha=0.5, parts=2))
     held = {}
-    with sim, tinydit.watch(net, lambda t, s, x: held.update({t: net.blocks[0].cross.q.weight.data.clone()})):
+    with (
+        sim,
+        tinydit.watch(
+            net, lambda t, s, x: held.update({t: net.blocks[0].cross.q.weight.data.clone()})
+        ),
+    ):
         diffusion.sample(net, WORDS, noise(), 4, 2.0)
     assert torch.equal(held[999], held[749]) and not torch.equal(held[749], held[250])
     for t, w in held.items():
-        c = vq.basis(vq.reach(net, site, seen[site], sim.plan, int(t >= 500)), net.blocks[0].cross.q.weight, sim.plan)[0]
+        c = vq.basis(
+            vq.reach(net, site, seen[site], sim.plan, int(t >= 500)),
+            net.blocks[0].cross.q.weight,
+            sim.plan,
+        )[0]
         v = net.blocks[0].cross.q.weight * c
         torch.testing.assert_close(w, by_row(v), rtol=0, atol=1e-9)
 
 
 def test_basis_against_the_formula(vq):
     g = torch.Generator().manual_seed(0)
-    reached, w = torch.rand(8, generator=g, dtype=torch.float64) + 0.1, torch.randn(5, 8, generator=g, dtype=torch.float64)
+    reached, w = (
+        torch.rand(8, generator=g, dtype=torch.float64) + 0.1,
+        torch.randn(5, 8, generator=g, dtype=torch.float64),
+    )
     plan = vq.Plan(alpha=0.3)
     c, R = vq.basis(reached, w, plan)
     torch.testing.assert_close(c, reached**0.3 / w.abs().amax(0) ** 0.7)
@@ -137,14 +162,21 @@ def test_basis_against_the_formula(vq):
     assert R.abs().unique().numel() == 1
 
 
-PLANS = [{"alpha": 0.5, "parts": 2}, {"rotation": 1}, {"alpha": 0.3, "static": True, "rotation": 2}, {"alpha": 0.5, "power": -1.0}]
+PLANS = [
+    {"alpha": 0.5, "parts": 2},
+    {"rotation": 1},
+    {"alpha": 0.3, "static": True, "rotation": 2},
+    {"alpha": 0.5, "power": -1.0},
+]
 
 
 @pytest.mark.parametrize("how", PLANS)
 def test_without_rounding_balancing_changes_nothing(vq, net, seen, how):
     right = diffusion.sample(net, WORDS, noise(), 4, 2.0)
     with vq.Quantized(net, seen, vq.Plan(None, None, **how)):
-        assert (diffusion.sample(net, WORDS, noise(), 4, 2.0) - right).abs().max() < 1e-9 * right.abs().max()
+        assert (
+            diffusion.sample(net, WORDS, noise(), 4, 2.0) - right
+        ).abs().max() < 1e-9 * right.abs().max()
     assert torch.equal(diffusion.sample(net, WORDS, noise(), 4, 2.0), right)
 
 
@@ -156,7 +188,9 @@ def test_weights_are_rounded_once_in_the_rotated_basis(vq, net, seen):
     v = net.blocks[0].attn.k.weight * c @ R
     torch.testing.assert_close(sim.part()[0][name], by_row(v), rtol=0, atol=1e-9)
     twice = vq.Quantized(net, seen, replace(plan, twice=True)).part()[0][name]
-    torch.testing.assert_close(twice, by_row(by_row(net.blocks[0].attn.k.weight * c) @ R), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        twice, by_row(by_row(net.blocks[0].attn.k.weight * c) @ R), rtol=0, atol=1e-9
+    )
 
 
 # --- simulation ---
@@ -193,9 +227,13 @@ def test_layers_outside_a_map_stay_in_float_and_all_weights_come_back(vq, net, s
     sim = vq.Quantized(net, seen, vq.Plan(acts=None, parts=4, bits={(3, "0.cross.v"): 3}))
     with sim:
         net(noise(), torch.full((3,), 900), WORDS)
-        changed = {n for n, m in layers.items() if not torch.equal(m.weight, before[f"blocks.{n}.weight"])}
+        changed = {
+            n for n, m in layers.items() if not torch.equal(m.weight, before[f"blocks.{n}.weight"])
+        }
         net(noise(), torch.full((3,), 100), WORDS)
-        again = {n for n, m in layers.items() if not torch.equal(m.weight, before[f"blocks.{n}.weight"])}
+        again = {
+            n for n, m in layers.items() if not torch.equal(m.weight, before[f"blocks.{n}.weight"])
+        }
     assert changed == {"0.cross.v"} and not again
     with pytest.raises(RuntimeError, match="stop"), vq.Quantized(net, seen, vq.Plan(weights=2)):
         net(noise(), torch.full((3,), 900), WORDS)
@@ -209,7 +247,10 @@ def test_layers_outside_a_map_stay_in_float_and_all_weights_come_back(vq, net, s
 
 def test_errors_of_layers_and_of_the_noise_by_brute_force(vq, net, seen):
     x = noise()
-    sims = {scale: vq.Quantized(net, seen, vq.Plan(acts=5, scale=scale)) for scale in ("dynamic", "step-token")}
+    sims = {
+        scale: vq.Quantized(net, seen, vq.Plan(acts=5, scale=scale))
+        for scale in ("dynamic", "step-token")
+    }
     found = vq.layer_errors(net, sims, [(999, x), (500, x)], WORDS)
     assert all(v.shape == (2 * 20,) for v in found.values())
     rows = {}
@@ -244,7 +285,9 @@ def test_bits_follow_sensitivity_inside_each_group(vq):
     rng = np.random.default_rng(0)
     for share in (0.1, 0.5, 0.9, 1.0):
         fall, rise = rng.random(len(units)), rng.random(len(units))
-        bits = np.array(vq.decoupled(units, sizes, fall, rise, {True: share, False: 1 - share}, 5.0))
+        bits = np.array(
+            vq.decoupled(units, sizes, fall, rise, {True: share, False: 1 - share}, 5.0)
+        )
         assert set(bits.tolist()) <= {4.0, 8.0} and bits @ sizes / sizes.sum() <= 5.0 + 1e-9
         cross = np.array([name.endswith("cross") for _, name in units])
         for mine, score in ((cross, fall), (~cross, rise)):
@@ -260,13 +303,20 @@ def test_a_random_quarter_has_the_weights_of_cross_attention(vq, net):
     layers = tinydit.linears(net)
     size = lambda names: sum(layers[n].weight.numel() for n in names)  # noqa: E731
     drawn = [vq.quarter(layers, [s]) for s in range(5)]
-    assert all(size(names) == size([n for n in layers if ".cross." in n]) == size(layers) / 4 for names in drawn)
+    assert all(
+        size(names) == size([n for n in layers if ".cross." in n]) == size(layers) / 4
+        for names in drawn
+    )
     assert len({frozenset(names) for names in drawn}) > 1
 
 
 # --- broken on purpose ---
 
-FLAT = {"ratio": [1.0, 1.1, 0.9, 1.0, 1.05], "noise": [1.0, 1.1, 0.9, 1.0, 1.05], "psnr": [0.1, -0.1, 0.0, 0.1, -0.2]}
+FLAT = {
+    "ratio": [1.0, 1.1, 0.9, 1.0, 1.05],
+    "noise": [1.0, 1.1, 0.9, 1.0, 1.05],
+    "psnr": [0.1, -0.1, 0.0, 0.1, -0.2],
+}
 
 
 def verdict(claim: str, control: dict[str, list[float]] | None, **arrays: list[float]) -> str:
@@ -274,19 +324,25 @@ def verdict(claim: str, control: dict[str, list[float]] | None, **arrays: list[f
     card = cards.load("vidit-q")
     row = next(c for c in card["claims"] if c["id"] == claim)
     measured = {claim: arrays} | ({row["twin"]: control} if control else {})
-    found = engine.decide(card, measured, {"G1": [0.6] * 5, "G2": [30.0] * 5, "G3": [20.0] * 5}, "cpu")
+    found = engine.decide(
+        card, measured, {"G1": [0.6] * 5, "G2": [30.0] * 5, "G3": [20.0] * 5}, "cpu"
+    )
     return next(r["verdict"] for r in found["claims"] if r["id"] == claim)
 
 
 def ratios(vq) -> list[float]:
-    """Static over dynamic error of a layer whose input has one token of thirty times the size, in five networks."""
+    """Static over dynamic error of a layer whose input has one token of thirty times the size, in
+    five networks.
+    """
     found = []
     for k in range(5):
         net = network(k)
         net.places[5] *= 100
         seen, x = vq.calibrate(net, WORDS, noise(k), 3, 1.0), noise(k + 10)
         sims = {s: vq.Quantized(net, seen, vq.Plan(scale=s)) for s in ("tensor", "dynamic")}
-        e = {s: v[4] for s, v in vq.layer_errors(net, sims, [(666, x)], WORDS).items()}  # the query of cross-attention
+        e = {
+            s: v[4] for s, v in vq.layer_errors(net, sims, [(666, x)], WORDS).items()
+        }  # the query of cross-attention
         found.append(e["tensor"] / e["dynamic"])
     return found
 
@@ -301,21 +357,38 @@ def swapped(self, site, x):
     return right_input(self, site, x)
 given, Quantized.input = {}, swapped
 """
-    assert verdict("C1", FLAT, ratio=ratios(method.load("vidit-q", source=source)), **others) == "not reproduced"
+    assert (
+        verdict("C1", FLAT, ratio=ratios(method.load("vidit-q", source=source)), **others)
+        == "not reproduced"
+    )
 
 
 def test_a_scaling_of_one_side_alone_breaks_the_control(net, seen):
     def largest(space) -> list[float]:
         right = net(noise(), torch.full((3,), 500), WORDS)
         with space.Quantized(net, seen, space.Plan(None, None, alpha=0.5)):
-            return [((net(noise(), torch.full((3,), 500), WORDS) - right).abs().max() / right.abs().max()).item()] * 5
+            return [
+                (
+                    (net(noise(), torch.full((3,), 500), WORDS) - right).abs().max()
+                    / right.abs().max()
+                ).item()
+            ] * 5
 
     worse = [0.5, 0.6, 0.4, 0.5, 0.7]
-    assert verdict("N1", None, difference=largest(method.load("vidit-q")), inverted=worse) == "reproduced"
+    assert (
+        verdict("N1", None, difference=largest(method.load("vidit-q")), inverted=worse)
+        == "reproduced"
+    )
     broken = method.load("vidit-q", source="Quantized.input = lambda self, site, x: x")
     assert verdict("N1", None, difference=largest(broken), inverted=worse) == "not reproduced"
 
 
 def test_a_control_that_passes_takes_the_verdict_away():
-    won = {"ratio": [3.0, 3.1, 2.9, 3.0, 3.2], "noise": [2.0, 2.1, 1.9, 2.0, 2.2], "psnr": [3.0, 2.0, 2.5, 3.5, 3.0]}
-    assert verdict("C1", FLAT, **won) == "reproduced" and verdict("C1", won, **won) == "inconclusive"
+    won = {
+        "ratio": [3.0, 3.1, 2.9, 3.0, 3.2],
+        "noise": [2.0, 2.1, 1.9, 2.0, 2.2],
+        "psnr": [3.0, 2.0, 2.5, 3.5, 3.0],
+    }
+    assert (
+        verdict("C1", FLAT, **won) == "reproduced" and verdict("C1", won, **won) == "inconclusive"
+    )

@@ -24,21 +24,29 @@ def new(slug: str, paper: str = "") -> list[Path]:
 
     Args:
         slug: its short name: file names, addresses and commands use it.
-        paper: where it is published: an identifier or an address, as people paste them; empty to fill it in later.
+        paper: where it is published: an identifier or an address, as people paste them; empty to
+            fill it in later.
 
     Raises:
-        ValueError: the slug is not lower-case words joined by hyphens, or `paper` names nothing that can be linked.
+        ValueError: the slug is not lower-case words joined by hyphens, or `paper` names nothing
+            that can be linked.
         FileExistsError: one of the files is there already; nothing is overwritten.
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug):
-        raise ValueError(f"{slug!r} is no slug: lower-case words joined by hyphens, such as 'relp' or 'concept-depth'")
+        raise ValueError(
+            f"{slug!r} is no slug: lower-case words joined by hyphens, such as 'relp' or 'concept-depth'"
+        )
     field, value = papersources.recognise(paper) if paper.strip() else ("arxiv", "TODO: 2401.00001")
     source = f"{field}: {json.dumps(value)}"
     fill = lambda name: Template((TEMPLATES / name).read_text(encoding="utf-8")).safe_substitute(  # noqa: E731
-        slug=slug, year=datetime.date.today().year, source=source)
+        slug=slug, year=datetime.date.today().year, source=source
+    )
     notebook = nbformat.writes(_notebook(fill("notebook.txt")), indent=1) + "\n"
-    files = {paths.NOTEBOOKS / f"{slug}.yaml": fill("card.yaml"), paths.NOTEBOOKS / f"{slug}.ipynb": notebook,
-             paths.ROOT / "tests" / "papers" / f"test_{slug.replace('-', '_')}.py": fill("test.txt")}
+    files = {
+        paths.NOTEBOOKS / f"{slug}.yaml": fill("card.yaml"),
+        paths.NOTEBOOKS / f"{slug}.ipynb": notebook,
+        paths.ROOT / "tests" / "papers" / f"test_{slug.replace('-', '_')}.py": fill("test.txt"),
+    }
     there = [f.relative_to(paths.ROOT).as_posix() for f in files if f.exists()]
     if there:
         raise FileExistsError(f"{', '.join(there)} exists; nothing was written")
@@ -56,6 +64,8 @@ def _notebook(text: str) -> nbformat.NotebookNode:
         for word in words[1:]:
             cell["metadata"]["tags"] = word.removeprefix("tags=").split(",")
         cells.append(cell)
-    metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-                "language_info": {"name": "python"}}
+    metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
     return new_notebook(cells=cells, metadata=metadata)

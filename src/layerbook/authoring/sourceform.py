@@ -1,4 +1,5 @@
-"""The form in which source notebooks are stored: no outputs, and no metadata but what the book reads.
+"""The form in which source notebooks are stored: no outputs, and no metadata but what the book
+reads.
 
 An ordinary save from Jupyter adds time stamps, the state of widgets and the version of Python, and
 may change how the file is laid out. None of it matters to what a notebook computes, so nothing

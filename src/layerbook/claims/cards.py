@@ -26,7 +26,9 @@ COMMON_PARAMETERS: dict[str, dict[str, Any]] = {
 }
 KEPT = ("cpu", "gpu")  # tiers whose records are stored
 # A draft says so in its first line, so that it is known for one however broken the rest of it is.
-DRAFT = re.compile(r"\A\ufeff?(?:[ \t]*(?:#[^\n]*)?\r?\n)*draft:[ \t]*true[ \t]*(?:#[^\n]*)?\r?(?:\n|\Z)")
+DRAFT = re.compile(
+    r"\A\ufeff?(?:[ \t]*(?:#[^\n]*)?\r?\n)*draft:[ \t]*true[ \t]*(?:#[^\n]*)?\r?(?:\n|\Z)"
+)
 UNFINISHED = re.compile(r"\s*(TODO|FIXME)")
 
 
@@ -41,7 +43,9 @@ def schema() -> dict[str, Any]:
 
 
 def is_draft(file: Path) -> bool:
-    """True for a card whose first line is `draft: true`; false for one that can not be read, which `read` then says."""
+    """True for a card whose first line is `draft: true`; false for one that can not be read, which
+    `read` then says.
+    """
     try:
         return bool(DRAFT.match(file.read_text(encoding="utf-8", errors="replace")))
     except OSError:
@@ -67,7 +71,11 @@ def drafts(folder: Path | None = None) -> list[str]:
 def left_out() -> str:
     """One line that names the drafts which a command passes over; empty when there are none."""
     names = drafts()
-    return f"{len(names)} draft{'' if len(names) == 1 else 's'} left out: {', '.join(names)}" if names else ""
+    return (
+        f"{len(names)} draft{'' if len(names) == 1 else 's'} left out: {', '.join(names)}"
+        if names
+        else ""
+    )
 
 
 def draft_faults(folder: Path | None = None) -> list[str]:
@@ -76,7 +84,9 @@ def draft_faults(folder: Path | None = None) -> list[str]:
     return [
         f"notebooks/{slug}.yaml:1: a draft has no stored record, but results/{tier}/{slug}.json is there: "
         f"take the line 'draft: true' out, or remove the record with 'git rm results/{tier}/{slug}.*'"
-        for slug in drafts(folder) for tier in KEPT if (results / tier / f"{slug}.json").is_file()
+        for slug in drafts(folder)
+        for tier in KEPT
+        if (results / tier / f"{slug}.json").is_file()
     ]
 
 
@@ -112,21 +122,32 @@ def read(file: Path, finished: bool = False) -> dict[str, Any]:
         faults = [(document.line(where), text) for where, text in faults_of(card, schema())]
         if "draft" in card and not draft:
             line = document.line(["draft"])
-            faults.append((line, "draft: a draft says 'draft: true' in the card's first line; else take this line out"))
+            faults.append(
+                (
+                    line,
+                    "draft: a draft says 'draft: true' in the card's first line; else take this line out",
+                )
+            )
         todo = [fault for fault in faults if fault[1].endswith(UNFINISHED_TEXT)]
         if len(todo) == len(faults):  # all that is there has its form
             faults += [(document.line(where), text) for where, text in _rules(card, file.stem)]
             if not UNFINISHED.match(card["cite"]) and not (draft and not finished):
-                faults += [(document.line(["cite"]), text) for text in _citation(card["cite"], file)]
+                faults += [
+                    (document.line(["cite"]), text) for text in _citation(card["cite"], file)
+                ]
         if draft and not finished:
             faults = [fault for fault in faults if fault not in todo]
         elif not draft:
-            faults = [(line, text + NO_DRAFT if (line, text) in todo else text) for line, text in faults]
+            faults = [
+                (line, text + NO_DRAFT if (line, text) in todo else text) for line, text in faults
+            ]
         document.refuse(faults)
     except yamlfile.YamlFault as error:
         raise CardError(str(error)) from None
     except OSError as error:
-        raise CardError(f"{file.name}: cannot be read ({error.strerror}); there are: {', '.join(slugs())}") from None
+        raise CardError(
+            f"{file.name}: cannot be read ({error.strerror}); there are: {', '.join(slugs())}"
+        ) from None
     return card
 
 
@@ -135,13 +156,17 @@ NO_DRAFT = ", or write 'draft: true' as the first line of the card"
 
 
 def _citation(key: str, file: Path) -> list[str]:
-    """What is wrong with a card's citation: nothing, or that the bibliography beside the notebooks lacks it."""
+    """What is wrong with a card's citation: nothing, or that the bibliography beside the notebooks
+    lacks it.
+    """
     known = papersources.bibliography(file.parent.parent / "book" / "references.bib")
     if key in known:
         return []
     near = difflib.get_close_matches(key, known, 1)
     guess = f" (did you mean {near[0]}?)" if near else ""
-    return [f"cite: {key!r} is no entry of book/references.bib{guess}: add the paper's BibTeX there under this key"]
+    return [
+        f"cite: {key!r} is no entry of book/references.bib{guess}: add the paper's BibTeX there under this key"
+    ]
 
 
 def faults_of(data: Any, rules: dict[str, Any]) -> Iterator[tuple[list[Any], str]]:
@@ -152,15 +177,32 @@ def faults_of(data: Any, rules: dict[str, Any]) -> Iterator[tuple[list[Any], str
             yield where, f"{at[:200]}: {text}" if at else text
 
 
-KINDS = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a mapping",
-         type(None): "nothing"}
-WANTED = {"string": "text", "number": "a number", "integer": "a whole number", "array": "a list", "object": "a mapping",
-          "null": "null", "boolean": "true or false"}
+KINDS = {
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "a mapping",
+    type(None): "nothing",
+}
+WANTED = {
+    "string": "text",
+    "number": "a number",
+    "integer": "a whole number",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "null",
+    "boolean": "true or false",
+}
 FORMS = {
-    "arxiv": "an arXiv id such as \"2401.00001\" or \"cs/0101001\"", "doi": "a DOI such as \"10.1000/182\"",
-    "acl": "an ACL Anthology id such as \"2024.acl-long.1\" or \"P19-1001\"",
-    "openreview": "the id in the address of its OpenReview page", "url": "an address that starts with https:// or http://",
-    "slug": "lower-case words joined by hyphens", "cite": "a key of book/references.bib",
+    "arxiv": 'an arXiv id such as "2401.00001" or "cs/0101001"',
+    "doi": 'a DOI such as "10.1000/182"',
+    "acl": 'an ACL Anthology id such as "2024.acl-long.1" or "P19-1001"',
+    "openreview": "the id in the address of its OpenReview page",
+    "url": "an address that starts with https:// or http://",
+    "slug": "lower-case words joined by hyphens",
+    "cite": "a key of book/references.bib",
     "id": "C, N or R (G for a gate) and a number",
 }
 
@@ -169,10 +211,19 @@ def _say(error: jsonschema.ValidationError) -> list[tuple[list[Any], str]]:
     """One schema error as (path, text) pairs."""
     where, value, rule = list(error.absolute_path), error.instance, error.validator
     shown = json.dumps(value, ensure_ascii=False, default=str)[:120]
-    if isinstance(value, str) and UNFINISHED.match(value) and (rule == "pattern" or where == ["family"]):
+    if (
+        isinstance(value, str)
+        and UNFINISHED.match(value)
+        and (rule == "pattern" or where == ["family"])
+    ):
         return [(where, f"{shown} {UNFINISHED_TEXT}")]
     if rule in ("anyOf", "oneOf") and not where:
-        return [(where, "where is the paper published? give at least one of arxiv, doi, acl, openreview, url")]
+        return [
+            (
+                where,
+                "where is the paper published? give at least one of arxiv, doi, acl, openreview, url",
+            )
+        ]
     if rule == "oneOf" and "required" in error.validator_value[0]:
         forms = ", ".join(option["required"][0] for option in error.validator_value)
         return [(where, f"a test has exactly one of {forms}")]
@@ -188,14 +239,30 @@ def _say(error: jsonschema.ValidationError) -> list[tuple[list[Any], str]]:
     if rule == "type":
         kind = KINDS.get(type(value), "something else")
         text = f"{shown} is {kind} where {WANTED.get(error.validator_value, error.validator_value)} is wanted"
-        return [(where, text + (": put it in quotes" if error.validator_value == "string" and kind in
-                                ("a number", "true or false") else ""))]
+        return [
+            (
+                where,
+                text
+                + (
+                    ": put it in quotes"
+                    if error.validator_value == "string" and kind in ("a number", "true or false")
+                    else ""
+                ),
+            )
+        ]
     if "propertyNames" in error.absolute_schema_path:
         return [([*where, value], "a name here is a letter, then letters, digits and _")]
     if rule == "pattern":
         form = FORMS.get(str(where[-1]) if where else "", "")
         blank = isinstance(value, str) and not value.strip()
-        return [(where, "is blank: write something" if blank else f"{shown} is not {form or 'of the form that is wanted here'}")]
+        return [
+            (
+                where,
+                "is blank: write something"
+                if blank
+                else f"{shown} is not {form or 'of the form that is wanted here'}",
+            )
+        ]
     return [(where, error.message[:300])]
 
 
@@ -212,12 +279,19 @@ def _rules(card: dict[str, Any], stem: str) -> list[tuple[list[Any], str]]:
     if card["slug"] != stem:
         faults.append((["slug"], f"slug {card['slug']!r} is not the file's name {stem!r}"))
     for name in set(card.get("parameters", {})) & set(COMMON_PARAMETERS):
-        faults.append((["parameters", name], f"parameter {name!r} belongs to every notebook, leave it out"))
+        faults.append(
+            (["parameters", name], f"parameter {name!r} belongs to every notebook, leave it out")
+        )
     if len(card["title"].splitlines()) > 1:
         faults.append((["title"], "title: write it on one line"))
     for name, spec in card.get("parameters", {}).items():
         if "min" in spec and "max" in spec and spec["min"] > spec["max"]:
-            faults.append((["parameters", name], f"parameter {name!r}: min is larger than max, so no value passes"))
+            faults.append(
+                (
+                    ["parameters", name],
+                    f"parameter {name!r}: min is larger than max, so no value passes",
+                )
+            )
     ids: dict[str, dict[str, Any]] = {}
     for group in ("gates", "claims"):
         for k, item in enumerate(card.get(group, [])):
@@ -225,23 +299,41 @@ def _rules(card: dict[str, Any], stem: str) -> list[tuple[list[Any], str]]:
                 faults.append(([group, k, "id"], f"duplicate id {item['id']}"))
             ids[item["id"]] = item
             if "test" in item:
-                faults += [([group, k, "test", *at], f"{item['id']}: {text}") for at, text in _threshold(item["test"])]
+                faults += [
+                    ([group, k, "test", *at], f"{item['id']}: {text}")
+                    for at, text in _threshold(item["test"])
+                ]
     for k, claim in enumerate(card["claims"]):
-        faults += [(["claims", k, *where], f"{claim['id']}: {text}") for where, text in _claim_rules(claim, ids)]
+        faults += [
+            (["claims", k, *where], f"{claim['id']}: {text}")
+            for where, text in _claim_rules(claim, ids)
+        ]
     return faults
 
 
-def _claim_rules(claim: dict[str, Any], ids: dict[str, dict[str, Any]]) -> list[tuple[list[Any], str]]:
+def _claim_rules(
+    claim: dict[str, Any], ids: dict[str, dict[str, Any]]
+) -> list[tuple[list[Any], str]]:
     out: list[tuple[list[Any], str]] = []
     kind = claim["kind"]
     if kind == "control":
         if ("fails" in claim) == ("tests" in claim):
-            out.append(([], "a control has either 'fails' (the effect whose test it must fail) or its own 'tests'"))
-        if "fails" in claim and ids.get(claim["fails"], {}).get("kind") not in ("effect", "equivalence"):
+            out.append(
+                (
+                    [],
+                    "a control has either 'fails' (the effect whose test it must fail) or its own 'tests'",
+                )
+            )
+        if "fails" in claim and ids.get(claim["fails"], {}).get("kind") not in (
+            "effect",
+            "equivalence",
+        ):
             out.append((["fails"], f"fails {claim['fails']!r}, which is no effect of this card"))
     else:
         if "paper" not in claim:
-            out.append(([], "no 'paper': the paper's own figure and where it stands, or 'not known'"))
+            out.append(
+                ([], "no 'paper': the paper's own figure and where it stands, or 'not known'")
+            )
         if "tests" not in claim:
             out.append(([], "no 'tests': a claim is decided by at least one"))
         if "fails" in claim:
@@ -273,19 +365,33 @@ def _threshold(test: dict[str, Any]) -> Iterator[tuple[list[Any], str]]:
             yield at, f"between {bound}: the first bound must not be the larger"
     bound = test.get("between")
     if bound and bound[0] == bound[1]:
-        yield [], f"between {bound}: no interval fits between equal bounds; use every: {{between: {bound}}} for an exact value"
+        yield (
+            [],
+            f"between {bound}: no interval fits between equal bounds; use every: {{between: {bound}}} for an exact value",
+        )
     if "null_value" not in test:
         return
     if not ("above" in test or "below" in test):
         yield ["null_value"], "'null_value' goes with above or below"
-    elif not (test["null_value"] < test["above"] if "above" in test else test["null_value"] > test["below"]):
+    elif not (
+        test["null_value"] < test["above"]
+        if "above" in test
+        else test["null_value"] > test["below"]
+    ):
         side = "above" if "above" in test else "below"
-        yield ["null_value"], (f"null_value {test['null_value']:g} means no effect, so it cannot itself lie {side} "
-                               f"the threshold {test[side]:g} or on it")
+        yield (
+            ["null_value"],
+            (
+                f"null_value {test['null_value']:g} means no effect, so it cannot itself lie {side} "
+                f"the threshold {test[side]:g} or on it"
+            ),
+        )
 
 
 def registered_arrays(card: dict[str, Any]) -> dict[str, set[str]]:
     """Claim id -> the array names that its tests read ('' for a single unnamed one)."""
     by_id = {c["id"]: c for c in card["claims"]}
-    tests = {c["id"]: c["tests"] if "tests" in c else by_id[c["fails"]]["tests"] for c in card["claims"]}
+    tests = {
+        c["id"]: c["tests"] if "tests" in c else by_id[c["fails"]]["tests"] for c in card["claims"]
+    }
     return {claim: {t.get("of", "") for t in found} for claim, found in tests.items()}

@@ -1,7 +1,7 @@
 """One registered test applied to one array of measurements.
 
-This is the part of the engine that looks at numbers; `layerbook.claims.engine` combines its outcomes
-into verdicts.
+This is the part of the engine that looks at numbers; `layerbook.claims.engine` combines its
+outcomes into verdicts.
 """
 
 from __future__ import annotations
@@ -67,14 +67,22 @@ def satisfies(t: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
     return (x >= t["between"][0]) & (x <= t["between"][1])
 
 
-def evaluate(test: Mapping[str, Any], values: Sequence[float], smallest: float | None = None) -> Outcome:
+def evaluate(
+    test: Mapping[str, Any], values: Sequence[float], smallest: float | None = None
+) -> Outcome:
     """Apply one registered test to one array of per-unit measurements, shape (n,).
 
     Returns an `Outcome`; unusable input (NaN, too few units) is inconclusive with its reason,
     never an exception and never a pass.
     """
-    out = Outcome(INCONCLUSIVE, "", of=test.get("of", ""), test=describe(test), values=[float(v) for v in values],
-                  n=len(values))
+    out = Outcome(
+        INCONCLUSIVE,
+        "",
+        of=test.get("of", ""),
+        test=describe(test),
+        values=[float(v) for v in values],
+        n=len(values),
+    )
     try:
         x = stats.clean(values)
         if "every" in test:
@@ -91,7 +99,13 @@ def evaluate(test: Mapping[str, Any], values: Sequence[float], smallest: float |
 
 def _every(bound: Mapping[str, Any], x: np.ndarray, out: Outcome) -> Outcome:
     ok = satisfies(bound, x)
-    worst = x.max() if "below" in bound else x.min() if "above" in bound else x[np.argmax(np.abs(x - np.mean(bound["between"])))]
+    worst = (
+        x.max()
+        if "below" in bound
+        else x.min()
+        if "above" in bound
+        else x[np.argmax(np.abs(x - np.mean(bound["between"])))]
+    )
     out.estimate, out.p = float(worst), None
     out.verdict = REPRODUCED if ok.all() else NOT_REPRODUCED
     out.reason = f"{int(ok.sum())} of {x.size} units satisfy it; the worst is {worst:.3g}"
@@ -103,7 +117,11 @@ def _count(c: Mapping[str, Any], x: np.ndarray, out: Outcome) -> Outcome:
         raise ValueError(f"{x.size} units, at least 3 are needed for an interval")
     hits = int(satisfies(c, x).sum())
     i = stats.share_interval(hits, x.size)
-    out.estimate, out.interval, out.p = i.estimate, (i.low, i.high), stats.p_share(hits, x.size, c["at_least"])
+    out.estimate, out.interval, out.p = (
+        i.estimate,
+        (i.low, i.high),
+        stats.p_share(hits, x.size, c["at_least"]),
+    )
     if i.low >= c["at_least"]:
         out.verdict = REPRODUCED
     elif i.high < c["at_least"]:
@@ -120,12 +138,16 @@ def _matches(m: Mapping[str, Any], x: np.ndarray, out: Outcome) -> Outcome:
     return out
 
 
-def _interval_test(t: Mapping[str, Any], x: np.ndarray, out: Outcome, smallest: float | None) -> Outcome:
+def _interval_test(
+    t: Mapping[str, Any], x: np.ndarray, out: Outcome, smallest: float | None
+) -> Outcome:
     on = t.get("on", "mean")
     i = stats.interval(x, on, 0.90 if "within" in t else 0.95)
     out.estimate, out.interval = i.estimate, (i.low, i.high)
     if i.low == i.high:
-        raise ValueError("all units are equal: without variation between units no interval can be formed")
+        raise ValueError(
+            "all units are equal: without variation between units no interval can be formed"
+        )
     text = f"{'90' if 'within' in t else '95'} % interval [{i.low:.4g}, {i.high:.4g}]"
     if "within" in t or "between" in t:
         low, high = (-t["within"], t["within"]) if "within" in t else t["between"]
@@ -146,7 +168,10 @@ def _interval_test(t: Mapping[str, Any], x: np.ndarray, out: Outcome, smallest: 
             out.verdict = WEAKER
             out.reason = f"{text} satisfies the test, but the effect is smaller than the smallest of interest ({smallest:g})"
     elif high <= threshold and null is not None and low > null:
-        out.verdict, out.reason = WEAKER, f"{text} has the paper's direction but falls short of the threshold"
+        out.verdict, out.reason = (
+            WEAKER,
+            f"{text} has the paper's direction but falls short of the threshold",
+        )
     elif high <= threshold:
         out.verdict, out.reason = NOT_REPRODUCED, f"{text} lies on the wrong side"
     else:

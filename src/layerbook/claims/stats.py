@@ -49,8 +49,13 @@ def _bootstrap(x: np.ndarray, level: float) -> tuple[float, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = stats.bootstrap(
-            (x,), np.mean, confidence_level=level, n_resamples=RESAMPLES, method="BCa",
-            rng=np.random.default_rng(BOOTSTRAP_SEED), vectorized=True,
+            (x,),
+            np.mean,
+            confidence_level=level,
+            n_resamples=RESAMPLES,
+            method="BCa",
+            rng=np.random.default_rng(BOOTSTRAP_SEED),
+            vectorized=True,
         )
     low, high = result.confidence_interval
     return float(low), float(high)
@@ -137,7 +142,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return out.tolist()
 
 
-def prediction_interval(reference: Sequence[float], m: int, floor: float, level: float = 0.95) -> tuple[float, float]:
+def prediction_interval(
+    reference: Sequence[float], m: int, floor: float, level: float = 0.95
+) -> tuple[float, float]:
     """Interval in which the mean of `m` new units must fall to be 'the same number' as `reference`.
 
     Student's prediction interval, never narrower than +-`floor` (otherwise two identical
@@ -149,7 +156,9 @@ def prediction_interval(reference: Sequence[float], m: int, floor: float, level:
     x = clean(reference)
     if x.size < 3 or m < 1 or floor < 0:
         raise ValueError("needs at least 3 reference units, m >= 1 and floor >= 0")
-    half = float(stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) * math.sqrt(1 / m + 1 / x.size))
+    half = float(
+        stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) * math.sqrt(1 / m + 1 / x.size)
+    )
     half = max(half, floor)
     return float(x.mean()) - half, float(x.mean()) + half
 
@@ -164,7 +173,9 @@ def correlations(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
     if x.size != y.size or x.size < 4:
         raise ValueError("needs two arrays of one length, at least 4")
     if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return dict.fromkeys(("pearson", "spearman", "pearson_without_largest", "spearman_without_largest"), math.nan)
+        return dict.fromkeys(
+            ("pearson", "spearman", "pearson_without_largest", "spearman_without_largest"), math.nan
+        )
     far = np.argmax(((x - x.mean()) / x.std()) ** 2 + ((y - y.mean()) / y.std()) ** 2)
     keep = np.arange(x.size) != far
 
@@ -174,4 +185,9 @@ def correlations(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
         return float(stats.pearsonr(u, v).statistic), float(stats.spearmanr(u, v).statistic)
 
     (r, rho), (r1, rho1) = pair(x, y), pair(x[keep], y[keep])
-    return {"pearson": r, "spearman": rho, "pearson_without_largest": r1, "spearman_without_largest": rho1}
+    return {
+        "pearson": r,
+        "spearman": rho,
+        "pearson_without_largest": r1,
+        "spearman_without_largest": rho1,
+    }

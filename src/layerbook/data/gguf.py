@@ -30,7 +30,9 @@ OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "out
 
 
 def tensor_name(name: str) -> str:
-    """Translate a GGUF tensor name to transformers' name; KeyError for one that LLaMA does not have."""
+    """Translate a GGUF tensor name to transformers' name; KeyError for one that LLaMA does not
+    have.
+    """
     stem, _, kind = name.rpartition(".")
     if stem.startswith("blk."):
         _, layer, part = stem.split(".")
@@ -41,8 +43,8 @@ def tensor_name(name: str) -> str:
 def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
     """Undo GGUF's order of query and key rows, [heads * d, in] -> same shape.
 
-    GGUF interleaves the two rows that rotary position embedding rotates together (0, d/2, 1, d/2 + 1, ...);
-    transformers keeps them in two halves of each head.
+    GGUF interleaves the two rows that rotary position embedding rotates together (0, d/2, 1, d/2 +
+    1, ...); transformers keeps them in two halves of each head.
     """
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)

@@ -1,9 +1,11 @@
-"""Text for a base and an instruction-tuned network: plain sentences, and instructions whose answers can be checked.
+"""Text for a base and an instruction-tuned network: plain sentences, and instructions whose answers
+can be checked.
 
-Plain text mixes short clauses of the World English Bible with templated sentences. In those, 56 verbs and 48 nouns are
-drawn with equal probability, whatever they will be used for later. Tuning then makes 28 verbs, another random half for
-each seed, the names of seven tasks, and lists of 24 nouns their operands. So a difference between the two halves can come
-from the tuning alone, never from the words.
+Plain text mixes short clauses of the World English Bible with templated sentences. In those, 56
+verbs and 48 nouns are drawn with equal probability, whatever they will be used for later. Tuning
+then makes 28 verbs, another random half for each seed, the names of seven tasks, and lists of 24
+nouns their operands. So a difference between the two halves can come from the tuning alone, never
+from the words.
 """
 
 from __future__ import annotations
@@ -68,7 +70,9 @@ def answer(task: str, items: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Example:
-    """One instruction. `words` is the prompt, its first token <bos>; the other fields are positions in it."""
+    """One instruction. `words` is the prompt, its first token <bos>; the other fields are positions
+    in it.
+    """
 
     words: tuple[str, ...]
     response: tuple[str, ...]
@@ -87,7 +91,9 @@ class Example:
 
 
 class World:
-    """All text, made from the verses of the Bible (book -> verses): `words` is the vocabulary, `clauses` its clauses."""
+    """All text, made from the verses of the Bible (book -> verses): `words` is the vocabulary,
+    `clauses` its clauses.
+    """
 
     def __init__(self, bible: Mapping[str, Sequence[str]], common: int = 400) -> None:
         clauses, count = [], Counter()
@@ -123,7 +129,9 @@ class World:
         )).split()  # fmt: skip
 
     def passage(self, rng: random.Random) -> Sequence[str]:
-        """Plain text of one to three sentences: like a distractor, or a list of nouns and what can be said of it."""
+        """Plain text of one to three sentences: like a distractor, or a list of nouns and what can
+        be said of it.
+        """
         if rng.random() < 0.35:
             return self.sentence(rng)
         (agent, other), verb, noun = rng.sample(AGENTS, 2), rng.choice(VERBS), rng.choice(NOUNS)
@@ -135,11 +143,14 @@ class World:
         ))  # fmt: skip
         if rng.random() < 0.1:
             return f"the {agent} will {verb} the {noun} . question : who will {verb} the {noun} ? answer : the {agent} .".split()
-        between = self.sentence(rng) if rng.random() < 0.3 else ()  # so that lists are found wherever they stand
+        # so that lists are found wherever they stand
+        between = self.sentence(rng) if rng.random() < 0.3 else ()
         return [*f"the {agent} has : {' '.join(items)} .".split(), *between, *lore.split()]
 
     def row(self, rng: random.Random, drill: bool) -> list[int]:
-        """A row of plain text, LONGEST tokens; as a drill, one list of nouns that one agent after another has."""
+        """A row of plain text, LONGEST tokens; as a drill, one list of nouns that one agent after
+        another has.
+        """
         words, items = [BOS], rng.sample(NOUNS, rng.randint(3, 6))
         while len(words) < LONGEST:
             words += ["the", rng.choice(AGENTS), "has", ":", *items, STOP] if drill else self.passage(rng)
@@ -153,7 +164,9 @@ class World:
         task: str | None = None,
         slot: int | None = None,
     ) -> Example:
-        """A random instruction among three distractor sentences, on lists kept out of tuning or not."""
+        """A random instruction among three distractor sentences, on lists kept out of tuning or
+        not.
+        """
         verb = rng.choice([v for v, t in role.task_of.items() if task in (None, t)])
         items = rng.sample(role.operands, rng.randint(2, 3))
         while kept_out(items) != held_out:

@@ -38,7 +38,9 @@ def _arrays(name: str, path: str | Path | None, file: str) -> dict[str, np.ndarr
 
 
 def fashion_mnist(path: str | Path | None = None) -> dict[str, np.ndarray]:
-    """Fashion-MNIST: train_x [60000, 28, 28], train_y [60000], test_x [10000, 28, 28], test_y; all uint8."""
+    """Fashion-MNIST: train_x [60000, 28, 28], train_y [60000], test_x [10000, 28, 28], test_y; all
+    uint8.
+    """
     return _arrays("fashion-mnist", path, "images.safetensors")
 
 
@@ -53,13 +55,17 @@ def photos(path: str | Path | None = None) -> dict[str, np.ndarray]:
 
 
 def bible(path: str | Path | None = None) -> dict[str, list[str]]:
-    """World English Bible: book name -> its verses in order, plain text; 66 books in canonical order."""
+    """World English Bible: book name -> its verses in order, plain text; 66 books in canonical
+    order.
+    """
     found = _prepared("web-bible", path, "verses.json")
     return json.loads(found.read_text(encoding="utf-8"))
 
 
 def python_code(package: str, path: str | Path | None = None) -> dict[str, str]:
-    """Source of a Python package ("django", "networkx" or "sympy"): path of each module -> its text, sorted by path."""
+    """Source of a Python package ("django", "networkx" or "sympy"): path of each module -> its
+    text, sorted by path.
+    """
     found = _prepared(f"python-{package}", path, "sources.json")
     return json.loads(found.read_text(encoding="utf-8"))
 
@@ -78,9 +84,11 @@ def _hush() -> None:
 
 
 def find_model(name: str | Path) -> str:
-    """Resolve a model's name: a folder, a prepared asset, a network of results/models, else the name itself.
+    """Resolve a model's name: a folder, a prepared asset, a network of results/models, else the
+    name itself.
 
-    The last is taken for a Hugging Face id. Raises InputError for a known asset that is not prepared.
+    The last is taken for a Hugging Face id. Raises InputError for a known asset that is not
+    prepared.
     """
     for folder in (Path(name).expanduser(), paths.PREPARED / name, paths.MODELS / name):
         if (folder / "config.json").is_file():
@@ -95,8 +103,8 @@ def find_model(name: str | Path) -> str:
 def _from_pretrained(loader: Any, name: str | Path, **options: Any) -> Any:
     """Call loader.from_pretrained: folders and cached models without the network, then the hub.
 
-    The hub is asked once whether it has the model before the download starts: without a connection, that
-    fails within seconds where from_pretrained would try again for half a minute and more.
+    The hub is asked once whether it has the model before the download starts: without a connection,
+    that fails within seconds where from_pretrained would try again for half a minute and more.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -125,7 +133,9 @@ def _from_pretrained(loader: Any, name: str | Path, **options: Any) -> Any:
 
 
 def check_model(name: str | Path) -> Any:
-    """Return the model's transformers configuration without loading weights; InputError if there is none."""
+    """Return the model's transformers configuration without loading weights; InputError if there is
+    none.
+    """
     from transformers import AutoConfig
 
     return _from_pretrained(AutoConfig, name)
@@ -153,7 +163,8 @@ def causal_lm(source: Any, dtype: torch.dtype = torch.float32, device: str | tor
               attn_implementation: str = "eager") -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer, frozen and in evaluation mode.
 
-    source: a run (its `model` parameter and device are used), "smollm2", a model folder or a Hugging Face id.
+    source: a run (its `model` parameter and device are used), "smollm2", a model folder or a
+        Hugging Face id.
     Attention is eager by default: only that implementation returns attention weights.
     Returns (model, tokenizer); raises InputError for a model that cannot be had.
     """
@@ -162,5 +173,7 @@ def causal_lm(source: Any, dtype: torch.dtype = torch.float32, device: str | tor
 
 def encoder(source: Any, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None,
             attn_implementation: str = "eager") -> tuple[Any, Any]:
-    """Load a network without its head, such as "minilm", and its tokenizer; otherwise as `causal_lm`."""
+    """Load a network without its head, such as "minilm", and its tokenizer; otherwise as
+    `causal_lm`.
+    """
     return _load("AutoModel", source, dtype, device, attn_implementation)

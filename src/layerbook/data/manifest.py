@@ -21,7 +21,9 @@ class AssetError(RuntimeError):
 
 @dataclass(frozen=True)
 class File:
-    """One file: path relative to data/, member inside the package, content size in bytes and SHA-256."""
+    """One file: path relative to data/, member inside the package, content size in bytes and
+    SHA-256.
+    """
 
     path: str
     member: str
@@ -64,7 +66,9 @@ class Problem:
 
 
 def load(manifest: Path = MANIFEST) -> dict[str, Asset]:
-    """Read the manifest: asset name -> Asset. Raises AssetError for a path that leaves the data folder."""
+    """Read the manifest: asset name -> Asset. Raises AssetError for a path that leaves the data
+    folder.
+    """
     assets = {}
     for name, entry in YAML(typ="safe").load(manifest).items():
         folder, prefix, original = entry.pop("to"), entry.pop("from", ""), entry.pop("original", None)
@@ -82,7 +86,9 @@ def load(manifest: Path = MANIFEST) -> dict[str, Asset]:
 
 
 def choose(names: Iterable[str] | None, assets: dict[str, Asset]) -> list[Asset]:
-    """Return the named assets (all for none). Raises AssetError, listing the known, for an unknown one."""
+    """Return the named assets (all for none). Raises AssetError, listing the known, for an unknown
+    one.
+    """
     wanted = list(names or assets)
     if unknown := [name for name in wanted if name not in assets]:
         raise AssetError(f"unknown asset: {', '.join(unknown)}. Known: {', '.join(assets)}")
@@ -105,7 +111,8 @@ def fault(file: File, data: Path) -> str | None:
 
 
 def verify(names: Iterable[str] | None = None, data: Path = DATA, manifest: Path = MANIFEST) -> list[Problem]:
-    """Hash every file of the named assets (default: all) and return what is not as listed; [] is good.
+    """Hash every file of the named assets (default: all) and return what is not as listed; [] is
+    good.
 
     With all assets, files in the data folder that no asset lists are problems too.
     """
@@ -129,7 +136,9 @@ def directory_md5(folder: Path = DATA) -> str:
 
 
 def check_against_dvc(record: Path = ROOT / "data.dvc", data: Path = DATA) -> list[str]:
-    """Compare the data folder with the hash that data.dvc records; return the differences ([] is good)."""
+    """Compare the data folder with the hash that data.dvc records; return the differences ([] is
+    good).
+    """
     if not record.is_file():
         return [f"{record.name} is missing"]
     recorded = YAML(typ="safe").load(record)["outs"][0]["md5"]

@@ -1,7 +1,7 @@
 """Raw assets -> build/prepared/<name>/, the form that notebooks read: equal bytes on every run.
 
-`python -m layerbook.data.prepare [names]` makes the named ones (default: all), each in its own folder with a
-card.json that names the files it was made from by SHA-256.
+`python -m layerbook.data.prepare [names]` makes the named ones (default: all), each in its own
+folder with a card.json that names the files it was made from by SHA-256.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def smollm2(raw: Path, out: Path) -> None:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Read an IDX file of unsigned bytes: two zeros, type 8, rank, big-endian int32 sizes, the values."""
+    """Read an IDX file of unsigned bytes: two zeros, type 8, rank, big-endian int32 sizes, the
+    values.
+    """
     raw = path.read_bytes()
     if raw[:3] != b"\0\0\x08":
         raise ValueError(f"{path.name} is no IDX file of unsigned bytes")
@@ -50,7 +52,9 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def fashion_mnist(raw: Path, out: Path) -> None:
-    """Four IDX files -> images.safetensors: {train,test}_x uint8 [n, 28, 28], {train,test}_y uint8 [n]."""
+    """Four IDX files -> images.safetensors: {train,test}_x uint8 [n, 28, 28], {train,test}_y uint8
+    [n].
+    """
     folder = raw / "fashion-mnist"
     arrays = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
@@ -60,9 +64,11 @@ def fashion_mnist(raw: Path, out: Path) -> None:
 
 
 def mnist(raw: Path, out: Path) -> None:
-    """One JSON file a class, grey as fractions -> digits.safetensors: x uint8 [10000, 28, 28], y [10000].
+    """One JSON file a class, grey as fractions -> digits.safetensors: x uint8 [10000, 28, 28], y
+    [10000].
 
-    The fractions have three places. Rounding is undone exactly: times 255, no value is further than 0.13 from an integer.
+    The fractions have three places. Rounding is undone exactly: times 255, no value is further than
+    0.13 from an integer.
     """
     images, labels = [], []
     for digit in range(10):
@@ -79,7 +85,9 @@ def mnist(raw: Path, out: Path) -> None:
 
 
 def plain_verse(osis: str) -> str:
-    """Reduce a verse in OSIS markup to its words: no footnotes, references, titles or speakers' names."""
+    """Reduce a verse in OSIS markup to its words: no footnotes, references, titles or speakers'
+    names.
+    """
     # a word list follows the last verse of the module
     text = re.split(r'<div\b[^>]*type="glossary"', osis)[0]
     text = re.sub(r"<(note|title|speaker)\b[^>]*(?<!/)>.*?</\1>", " ", text, flags=re.DOTALL)
@@ -89,20 +97,24 @@ def plain_verse(osis: str) -> str:
 
 
 def web_bible(raw: Path, out: Path) -> None:
-    """SWORD module -> verses.json: name of each of the 66 books -> its verses in order, but for empty ones."""
+    """SWORD module -> verses.json: name of each of the 66 books -> its verses in order, but for
+    empty ones.
+    """
     from pysword.modules import SwordModules
 
     modules = SwordModules(str(raw / "web-bible"))
     (name,) = modules.parse_modules()
     module = modules.get_bible_from_module(name)
     books = module.get_structure().get_books()
-    # pysword decompresses a whole book for every verse; remembering the last one makes this 40 times as fast
+    # pysword decompresses a whole book for every verse; remembering the last one makes this 40
+    # times as fast
     module._decompressed_text = lru_cache(maxsize=1)(module._decompressed_text)
     verses: dict[str, list[str]] = {}
     for book in (*books["ot"][:39], *books["nt"][:27]):  # what follows these 39 is deuterocanonical
         markup = module.get_iter(books=[book.name], clean=False)
         verses[book.name] = [text for osis in markup if (text := plain_verse(osis))]
-    text = json.dumps(verses, ensure_ascii=False, indent=0)  # books in canonical order, a verse a line
+    # books in canonical order, a verse a line
+    text = json.dumps(verses, ensure_ascii=False, indent=0)
     (out / "verses.json").write_text(text + "\n", encoding="utf-8")
 
 
@@ -113,14 +125,18 @@ def minilm(raw: Path, out: Path) -> None:
 
 
 def python_code(name: str, raw: Path, out: Path) -> None:
-    """A wheel -> sources.json: path of each module inside the package -> its source text, tests left out."""
+    """A wheel -> sources.json: path of each module inside the package -> its source text, tests
+    left out.
+    """
     with zipfile.ZipFile(next((raw / name).glob("*.whl"))) as archive:
         modules = [n for n in archive.namelist() if n.endswith(".py") and "tests" not in Path(n).parts]
         write_json({module: archive.read(module).decode("utf-8") for module in modules}, out / "sources.json")
 
 
 def sklearn_photos(raw: Path, out: Path) -> None:
-    """Scikit-learn's two sample images -> photos.safetensors: china and flower, uint8 [427, 640, 3]."""
+    """Scikit-learn's two sample images -> photos.safetensors: china and flower, uint8 [427, 640,
+    3].
+    """
     from sklearn.datasets import load_sample_images
 
     sample = load_sample_images()
@@ -162,9 +178,11 @@ def _card(name: str, data: Path, listed: Path) -> dict[str, object]:
 
 
 def prepare(name: str, data: Path = paths.DATA, prepared: Path = paths.PREPARED, listed: Path = manifest.MANIFEST) -> Path:
-    """Make one prepared asset and return its folder, which is replaced only when the new one is complete.
+    """Make one prepared asset and return its folder, which is replaced only when the new one is
+    complete.
 
-    Raises AssetError, naming the remedy, for an unknown name or raw files that are missing or damaged.
+    Raises AssetError, naming the remedy, for an unknown name or raw files that are missing or
+    damaged.
     """
     if name not in MAKERS:
         raise AssetError(f"nothing is prepared from {name!r}. Known: {', '.join(MAKERS)}")
@@ -177,7 +195,8 @@ def prepare(name: str, data: Path = paths.DATA, prepared: Path = paths.PREPARED,
         MAKERS[name](data, new)
         write_json(card, new / "card.json")
         for file in new.rglob("*"):
-            file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors makes files that only their owner can read
+            # safetensors makes files that only their owner can read
+            file.chmod(0o755 if file.is_dir() else 0o644)
         if out.exists():
             os.rename(out, old)
         os.rename(new, out)

@@ -1,9 +1,11 @@
-"""Python functions as data: which of them a module holds, their docstrings, and their leaves without layout.
+"""Python functions as data: which of them a module holds, their docstrings, and their leaves
+without layout.
 
-Three pinned packages are read: django, networkx and sympy. Modules are dealt to fixed parts, so that what one network is
-trained on can never be what another experiment examines: the whole of networkx is set aside for examination, and so are
-three in ten modules of the other two, chosen by a checksum of their path. Near-copies within a package may still lie in
-two modules; `Copies` finds them.
+Three pinned packages are read: django, networkx and sympy. Modules are dealt to fixed parts, so
+    that what one network is
+trained on can never be what another experiment examines: the whole of networkx is set aside for
+examination, and so are three in ten modules of the other two, chosen by a checksum of their path.
+Near-copies within a package may still lie in two modules; `Copies` finds them.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class Leaf(NamedTuple):
 
 
 def part(package: str, module: str) -> str:
-    """Where a module belongs: "train" (for networks), "probe" or "valid" (set aside), "test" (another package)."""
+    """Where a module belongs: "train" (for networks), "probe" or "valid" (set aside), "test"
+    (another package).
+    """
     if package == APART:
         return "test"
     return PARTS[zlib.crc32(f"{package}/{module}".encode()) % len(PARTS)]
@@ -57,7 +61,8 @@ def _outermost(body: Iterable[ast.stmt]) -> Iterator[ast.FunctionDef | ast.Async
 
 
 def functions(package: str, module: str, text: str) -> list[Function]:
-    """Functions and methods of a module in their order; one that is not valid code by itself is left out.
+    """Functions and methods of a module in their order; one that is not valid code by itself is
+    left out.
 
     SyntaxError if the module is not Python of the running version.
     """
@@ -65,7 +70,8 @@ def functions(package: str, module: str, text: str) -> list[Function]:
     for node in _outermost(ast.parse(text).body):
         source = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
         try:
-            ast.parse(source)  # a text that reaches left of its function's indentation cannot be dedented
+            # a text that reaches left of its function's indentation cannot be dedented
+            ast.parse(source)
         except SyntaxError:
             continue
         found.append(Function(package, module, node.name, source, ast.get_docstring(node)))
@@ -81,9 +87,11 @@ def docstring_span(node: ast.AST) -> tuple[tuple[int, int], tuple[int, int]] | N
 
 
 def leaves(source: str) -> list[Leaf]:
-    """Tokens of a function without comments, line ends, indentation and docstring; a text literal is one leaf.
+    """Tokens of a function without comments, line ends, indentation and docstring; a text literal
+    is one leaf.
 
-    ValueError for a character outside of ASCII, for which columns of `ast` (bytes) and `tokenize` (characters) differ.
+    ValueError for a character outside of ASCII, for which columns of `ast` (bytes) and `tokenize`
+    (characters) differ.
     """
     if not source.isascii():
         raise ValueError("a function with characters outside of ASCII")
@@ -125,10 +133,12 @@ def _place(node: ast.AST) -> tuple | None:
 
 
 def syntax_tree(source: str, leaves: Sequence[Leaf]) -> Node:
-    """The tree of a function over its leaves: each hangs below the smallest node of `ast` whose place covers it.
+    """The tree of a function over its leaves: each hangs below the smallest node of `ast` whose
+    place covers it.
 
-    Nodes that cover no leaf vanish; one without a place of its own has the hull of its children. Nothing inside of a
-    formatted text literal is read. ValueError where two nodes share a leaf and none lies in the other.
+    Nodes that cover no leaf vanish; one without a place of its own has the hull of its children.
+    Nothing inside of a formatted text literal is read. ValueError where two nodes share a leaf and
+    none lies in the other.
     """
 
     def build(node: ast.AST, own: list[int]) -> Node:
@@ -159,14 +169,18 @@ def joined(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
 
 
 class Copies:
-    """Remembers lists of words, and tells near-copies: more than `limit` of the distinct word triples shared (Jaccard)."""
+    """Remembers lists of words, and tells near-copies: more than `limit` of the distinct word
+    triples shared (Jaccard).
+    """
 
     def __init__(self, limit: float = 0.6) -> None:
         self.limit, self.sizes = limit, []
         self.index: dict[tuple[str, ...], list[int]] = {}
 
     def new(self, words: Sequence[str]) -> bool:
-        """Whether `words` are no near-copy of any list that was new before; if so, they are remembered."""
+        """Whether `words` are no near-copy of any list that was new before; if so, they are
+        remembered.
+        """
         padded = ("", "", *words, "")
         own = set(zip(padded, padded[1:], padded[2:]))
         shared = Counter(i for t in own for i in self.index.get(t, ()))
@@ -179,7 +193,9 @@ class Copies:
 
 
 def sources(packages: Mapping[str, Mapping[str, str]], wanted: str) -> Iterator[tuple[str, str, str]]:
-    """(package, module, text) of all modules of one part, in a fixed order that mixes packages and folders."""
+    """(package, module, text) of all modules of one part, in a fixed order that mixes packages and
+    folders.
+    """
     rows = [(p, m) for p, modules in packages.items() for m in modules if part(p, m) == wanted]
     for package, module in sorted(rows, key=lambda r: zlib.crc32("/".join(reversed(r)).encode())):
         yield package, module, packages[package][module]
@@ -203,7 +219,9 @@ def samples(
     copies: Copies,
     pieces: int = 190,
 ) -> list[Sample]:
-    """The first `n` functions of a part with 8 to `longest` leaves, at most `each` of a module. ValueError if too few."""
+    """The first `n` functions of a part with 8 to `longest` leaves, at most `each` of a module.
+    ValueError if too few.
+    """
     found: list[Sample] = []
     for package, module, text in sources(packages, part):
         taken = 0

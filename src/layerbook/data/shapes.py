@@ -1,9 +1,10 @@
 """Drawn scenes with captions and questions, for small networks that look at pictures.
 
-A scene is a dark square picture of GRID x GRID cells, in some of which lies one coloured shape. No two objects of a
-scene share a colour or a shape, so that "the circle" and "the red object" each name one of them. Every question is
-about one object and would have another answer for at least one other object of the scene: the picture without the
-question does not tell the answer, and the question without the picture leaves all its answers equally likely.
+A scene is a dark square picture of GRID x GRID cells, in some of which lies one coloured shape. No
+two objects of a scene share a colour or a shape, so that "the circle" and "the red object" each
+name one of them. Every question is about one object and would have another answer for at least one
+other object of the scene: the picture without the question does not tell the answer, and the
+    question without the picture leaves all its answers equally likely.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GRID, CELL = 4, 8  # cells on a side, pixels on a side of a cell; one cell is one patch of the picture
+# cells on a side, pixels on a side of a cell; one cell is one patch of the picture
+GRID, CELL = 4, 8
 PATCHES, SIDE = GRID * GRID, GRID * CELL
 COLOURS = {"red": (225, 45, 40), "green": (40, 180, 60), "blue": (50, 80, 230), "yellow": (235, 215, 50),
            "purple": (165, 55, 190), "white": (235, 235, 235)}  # fmt: skip
@@ -34,7 +36,8 @@ PROMPT = 8 + len(SUFFIX)  # most words of a question with its suffix
 
 
 class Scene(NamedTuple):
-    """A picture, uint8 [SIDE, SIDE, 3], and its objects in random order: colours, shapes, cells (row by row), boxes.
+    """A picture, uint8 [SIDE, SIDE, 3], and its objects in random order: colours, shapes, cells
+    (row by row), boxes.
 
     A box is (left, top, right, bottom) in pixels, the last two exclusive.
     """
@@ -47,7 +50,9 @@ class Scene(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question in words, its answer, the answers that the words admit, and the object that it is about."""
+    """A question in words, its answer, the answers that the words admit, and the object that it is
+    about.
+    """
 
     kind: str
     words: tuple[str, ...]
@@ -85,7 +90,9 @@ def place(cell: int, axis: int) -> str:
 
 
 def draw(rng: random.Random, objects: int | None = None) -> Scene:
-    """A scene of two to four objects (or as many as given) that do not all lie in the same quarter of the picture."""
+    """A scene of two to four objects (or as many as given) that do not all lie in the same quarter
+    of the picture.
+    """
     n = objects or rng.randint(2, 4)
     noise = np.random.default_rng(rng.getrandbits(32))
     image = noise.normal(40, 15, (SIDE, SIDE, 3))
@@ -105,9 +112,11 @@ def draw(rng: random.Random, objects: int | None = None) -> Scene:
 
 
 def caption(scene: Scene, rng: random.Random) -> tuple[str, ...]:
-    """What is to be seen, objects in random order: "red circle and blue square ." or "circle red and square blue .".
+    """What is to be seen, objects in random order: "red circle and blue square ." or "circle red
+    and square blue .".
 
-    Each order of the two words teaches one way to look an object up: by its colour, and by its shape.
+    Each order of the two words teaches one way to look an object up: by its colour, and by its
+    shape.
     """
     order, first = rng.sample(range(len(scene.cells)), len(scene.cells)), rng.random() < 0.5
     pairs = ((scene.colours[i], scene.shapes[i]) if first else (scene.shapes[i], scene.colours[i]) for i in order)
@@ -140,9 +149,11 @@ def ask(scene: Scene, rng: random.Random, kind: str) -> Question:
 
 
 class Examples(NamedTuple):
-    """Questions with their pictures and prompts; T = FIRST + PROMPT positions: "<bos>", patches, words, "<pad>".
+    """Questions with their pictures and prompts; T = FIRST + PROMPT positions: "<bos>", patches,
+    words, "<pad>".
 
-    Words are padded on the right, where a causal network does not see them from any position that matters.
+    Words are padded on the right, where a causal network does not see them from any position that
+    matters.
     """
 
     scenes: list[Scene]
@@ -162,7 +173,9 @@ def encode(words: Sequence[str]) -> list[int]:
 
 
 def examples(n: int, seed: int, stream: str = "held-out", kinds: Sequence[str] = ATTRIBUTES) -> Examples:
-    """n questions, of the kinds in turn, each with a picture of its own. Another stream gives other scenes."""
+    """n questions, of the kinds in turn, each with a picture of its own. Another stream gives other
+    scenes.
+    """
     rng = random.Random(f"{stream}-{seed}")
     scenes = [draw(rng) for _ in range(n)]
     questions = [ask(scene, rng, kinds[i % len(kinds)]) for i, scene in enumerate(scenes)]

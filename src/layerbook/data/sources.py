@@ -1,6 +1,8 @@
-"""Where raw assets come from: package clients, mirrors, plain downloads, and the archives that these bring.
+"""Where raw assets come from: package clients, mirrors, plain downloads, and the archives that
+these bring.
 
-No address of a package registry stands here: the clients know theirs, and LAYERBOOK_MIRROR names what stands in for them.
+No address of a package registry stands here: the clients know theirs, and LAYERBOOK_MIRROR names
+what stands in for them.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from typing import BinaryIO
 import pooch
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk is called
-# Folders or addresses, separated by spaces and quoted where they hold any, with package files or a copy of data/.
+# Folders or addresses, separated by spaces and quoted where they hold any, with package files or a
+# copy of data/.
 MIRROR = "LAYERBOOK_MIRROR"
 TIMEOUT = 20  # seconds of silence after which a server counts as absent
 
@@ -83,8 +86,8 @@ def npm_package(package: str, version: str, folder: Path) -> Path:
 def apt_package(package: str, version: str, folder: Path) -> Path:
     """Download a Debian package into a folder; return the path of its .deb.
 
-    If the machine's package index does not know the version, a fresh index is read into the folder: the
-    machine's own stays as it is, and no administrator's rights are needed.
+    If the machine's package index does not know the version, a fresh index is read into the folder:
+    the machine's own stays as it is, and no administrator's rights are needed.
     """
     common = ["-q", "-o", "Acquire::Retries=1", "-o", f"Acquire::http::Timeout={TIMEOUT}",
               "-o", "APT::Sandbox::User=root"]  # fmt: skip
@@ -101,7 +104,9 @@ def apt_package(package: str, version: str, folder: Path) -> Path:
 
 
 def file_names(client: str, package: str, version: str) -> list[str]:
-    """What the file of a package is called where its client keeps it (npm's own two ways for a scoped name)."""
+    """What the file of a package is called where its client keeps it (npm's own two ways for a
+    scoped name).
+    """
     if client == "pip":
         return [f"{package.replace('-', '_')}-{version}-py3-none-any.whl"]
     if client == "apt":
@@ -112,7 +117,9 @@ def file_names(client: str, package: str, version: str) -> list[str]:
 
 
 def mirrors() -> list[str]:
-    """The folders and addresses that LAYERBOOK_MIRROR names. Raises SourceError for an open quotation mark."""
+    """The folders and addresses that LAYERBOOK_MIRROR names. Raises SourceError for an open
+    quotation mark.
+    """
     try:
         return shlex.split(os.environ.get(MIRROR, ""))
     except ValueError:
@@ -120,7 +127,9 @@ def mirrors() -> list[str]:
 
 
 def from_mirror(place: str, name: str, folder: Path) -> Path:
-    """Return the path of a mirror's file, downloaded into a folder if it is not on this disk. Raises SourceError."""
+    """Return the path of a mirror's file, downloaded into a folder if it is not on this disk.
+    Raises SourceError.
+    """
     if "://" in place:
         return download(f"{place.rstrip('/')}/{urllib.parse.quote(name)}", folder)
     file = Path(place).expanduser() / name
@@ -139,7 +148,8 @@ def download(url: str, folder: Path) -> Path:
     downloader = pooch.HTTPDownloader(progressbar=bars, timeout=TIMEOUT)
     try:
         return Path(pooch.retrieve(url, known_hash=None, path=folder, downloader=downloader))
-    except Exception as error:  # whichever the HTTP library raises: no connection, 404, a broken transfer
+    # whichever the HTTP library raises: no connection, 404, a broken transfer
+    except Exception as error:
         full = isinstance(error, OSError) and error.errno in FULL
         raise SourceError(f"download failed ({type(error).__name__})", full) from error
 
@@ -155,7 +165,9 @@ def _seek_content(deb: BinaryIO) -> None:
 
 
 def members(package: Path, wanted: Collection[str]) -> Iterator[tuple[str, BinaryIO]]:
-    """Yield (name, stream) of the wanted members of a wheel, an npm or a Debian package, in its order."""
+    """Yield (name, stream) of the wanted members of a wheel, an npm or a Debian package, in its
+    order.
+    """
     if zipfile.is_zipfile(package):
         with zipfile.ZipFile(package) as archive:
             for name in archive.namelist():

@@ -1,9 +1,9 @@
 """Finite-element solutions of the two-dimensional wave equation, for many initial fields at once.
 
-u_tt = c^2 (u_xx + u_yy) on a square, linear triangles (scikit-fem), u prescribed on the boundary (zero unless said
-otherwise), started at rest. Time steps are Newmark's with beta = 1/4 and gamma = 1/2 (Newmark 1959): implicit, stable
-for every step, of second order, and without loss of energy. The wave speed is one for all fields, so that one sparse
-factorization serves them all.
+u_tt = c^2 (u_xx + u_yy) on a square, linear triangles (scikit-fem), u prescribed on the boundary
+(zero unless said otherwise), started at rest. Time steps are Newmark's with beta = 1/4 and gamma =
+1/2 (Newmark 1959): implicit, stable for every step, of second order, and without loss of energy.
+The wave speed is one for all fields, so that one sparse factorization serves them all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Membrane:
 
 
 def assemble(n: int, low: float = 0.0, high: float = 1.0) -> Membrane:
-    """Mass and stiffness matrices of linear triangles on [low, high]^2 with n nodes a side. ValueError below 3 nodes."""
+    """Mass and stiffness matrices of linear triangles on [low, high]^2 with n nodes a side.
+    ValueError below 3 nodes.
+    """
     from skfem import Basis, ElementTriP1, MeshTri
     from skfem.models.poisson import laplace, mass
 
@@ -45,7 +47,9 @@ def assemble(n: int, low: float = 0.0, high: float = 1.0) -> Membrane:
 
 
 def bumps(points: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-    """Gaussian bumps [points, samples] of parameters [samples, 4]: centre x and y, width (standard deviation), amplitude."""
+    """Gaussian bumps [points, samples] of parameters [samples, 4]: centre x and y, width (standard
+    deviation), amplitude.
+    """
     x, y, width, amplitude = parameters.T
     distance = (points[:, :1] - x) ** 2 + (points[:, 1:] - y) ** 2
     return amplitude * np.exp(-distance / (2 * width**2))
@@ -55,9 +59,11 @@ def solve(membrane: Membrane, start: np.ndarray, dt: float, steps: int, c: float
           boundary: np.ndarray | None = None) -> np.ndarray:
     """Displacements u [steps + 1, nodes, samples] from `start` [nodes, samples] at rest.
 
-    Newmark's velocities and accelerations are eliminated, which leaves, with A = M + (c dt)^2/4 K and
-    B = M - (c dt)^2/4 K, the recursion A u_{k+1} = 2 B u_k - A u_{k-1}; from rest, A u_1 = B u_0.
-    boundary: prescribed values [steps + 1, edge nodes, samples]; None for zero, which also overrides `start` there.
+    Newmark's velocities and accelerations are eliminated, which leaves, with A = M + (c dt)^2/4 K
+    and B = M - (c dt)^2/4 K, the recursion A u_{k+1} = 2 B u_k - A u_{k-1}; from rest, A u_1 = B
+    u_0.
+    boundary: prescribed values [steps + 1, edge nodes, samples]; None for zero, which also
+        overrides `start` there.
     """
     stiff = (c * dt) ** 2 / 4 * membrane.stiffness
     a, b = (membrane.mass + stiff).tocsr(), (membrane.mass - stiff).tocsr()
@@ -66,7 +72,8 @@ def solve(membrane: Membrane, start: np.ndarray, dt: float, steps: int, c: float
     u = np.zeros((steps + 1, *start.shape))
     u[0] = start
     u[:, edge] = 0.0 if boundary is None else boundary
-    with threadpool_limits(1):  # the factors are made of small blocks, on which threads cost ten times what they save
+    # the factors are made of small blocks, on which threads cost ten times what they save
+    with threadpool_limits(1):
         for k in range(steps):
             load = b @ u[k] if k == 0 else 2 * (b @ u[k]) - a @ u[k - 1]
             u[k + 1, inside] = factors.solve(load[inside] - coupling @ u[k + 1, edge])
@@ -74,9 +81,11 @@ def solve(membrane: Membrane, start: np.ndarray, dt: float, steps: int, c: float
 
 
 def leapfrog(membrane: Membrane, start: np.ndarray, dt: float, steps: int, c: float = 1.0) -> np.ndarray:
-    """The explicit scheme: central differences and the lumped (diagonal) mass; shapes as in `solve`, u = 0 on the edge.
+    """The explicit scheme: central differences and the lumped (diagonal) mass; shapes as in
+    `solve`, u = 0 on the edge.
 
-    On this mesh each update reads a node and its four neighbours alone. Unstable for dt beyond h / (c sqrt 2).
+    On this mesh each update reads a node and its four neighbours alone. Unstable for dt beyond h /
+    (c sqrt 2).
     """
     lumped = np.asarray(membrane.mass.sum(1))
     u = np.zeros((steps + 1, *start.shape))
@@ -89,7 +98,9 @@ def leapfrog(membrane: Membrane, start: np.ndarray, dt: float, steps: int, c: fl
 
 
 def energy(membrane: Membrane, u: np.ndarray, dt: float, c: float = 1.0) -> np.ndarray:
-    """Kinetic plus elastic energy [steps, samples] halfway between steps, which Newmark's rule keeps exactly."""
+    """Kinetic plus elastic energy [steps, samples] halfway between steps, which Newmark's rule
+    keeps exactly.
+    """
     speed, middle = np.diff(u, axis=0) / dt, (u[1:] + u[:-1]) / 2
     form = lambda matrix, x: np.stack([(f * (matrix @ f)).sum(0) for f in x]) / 2  # noqa: E731
     return form(membrane.mass, speed) + c**2 * form(membrane.stiffness, middle)
@@ -102,20 +113,26 @@ def grid(n: int, low: float, high: float) -> np.ndarray:
 
 
 def restrict(membrane: Membrane, points: np.ndarray) -> sparse.csr_matrix:
-    """The matrix [points, nodes] that evaluates a nodal field at `points` [points, 2], linearly on each triangle."""
+    """The matrix [points, nodes] that evaluates a nodal field at `points` [points, 2], linearly on
+    each triangle.
+    """
     return sparse.csr_matrix(membrane.basis.probes(np.ascontiguousarray(points.T)))
 
 
 def eigenmode(points: np.ndarray, times: np.ndarray, c: float = 1.0) -> np.ndarray:
-    """The slowest standing wave of the unit square, sin(pi x) sin(pi y) cos(sqrt(2) pi c t): values [times, points, 1]."""
+    """The slowest standing wave of the unit square, sin(pi x) sin(pi y) cos(sqrt(2) pi c t): values
+    [times, points, 1].
+    """
     shape = np.sin(np.pi * points[:, 0]) * np.sin(np.pi * points[:, 1])
     return (np.cos(np.sqrt(2) * np.pi * c * np.asarray(times))[:, None] * shape)[..., None]
 
 
 def order(mesh: str, sizes: tuple[int, ...] = (9, 17, 33), horizon: float = 0.5) -> float:
-    """Observed order of convergence to the eigenmode at t = horizon: slope of log error on log step.
+    """Observed order of convergence to the eigenmode at t = horizon: slope of log error on log
+    step.
 
-    mesh: "space" refines the mesh at a time step too short to matter; "time" shortens the step and compares with the
+    mesh: "space" refines the mesh at a time step too short to matter; "time" shortens the step and
+        compares with the
     closed form of the same mesh's own mode, so that the mesh does not matter.
     """
     errors = []
@@ -131,7 +148,9 @@ def order(mesh: str, sizes: tuple[int, ...] = (9, 17, 33), horizon: float = 0.5)
 
 
 def own_mode(membrane: Membrane, horizon: float) -> tuple[np.ndarray, np.ndarray]:
-    """Slowest mode of the assembled matrices, and what it becomes after `horizon` with time continuous; [nodes, 1] each."""
+    """Slowest mode of the assembled matrices, and what it becomes after `horizon` with time
+    continuous; [nodes, 1] each.
+    """
     from scipy.linalg import eigh
 
     inside = membrane.inside

@@ -1,9 +1,10 @@
-"""Which of the records' profiles are layer scores of quantization papers, and which way each of them points.
+"""Which of the records' profiles are layer scores of quantization papers, and which way each of
+them points.
 
     python -m layerbook.families.scores results/comparison/scores.json     (a stage of the pipeline)
 
-The file holds nothing else of the records, so that a paper's rerun with equal scores leaves it as it was, and with it all that
-is made from it.
+The file holds nothing else of the records, so that a paper's rerun with equal scores leaves it as
+it was, and with it all that is made from it.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ class ScoreError(RuntimeError):
 
 
 def collect(model: str = "smollm2", folder: Path = paths.RESULTS / "cpu") -> list[dict[str, Any]]:
-    """What the papers recorded of each layer: slug, profile, statement, values [layers], importance [layers].
+    """What the papers recorded of each layer: slug, profile, statement, values [layers], importance
+    [layers].
 
     Raises:
-        ScoreError: a record is missing, of another model, without that profile, or with another number of layers.
+        ScoreError: a record is missing, of another model, without that profile, or with another
+            number of layers.
     """
     found: list[dict[str, Any]] = []
     for score in SCORES:
@@ -57,12 +60,26 @@ def collect(model: str = "smollm2", folder: Path = paths.RESULTS / "cpu") -> lis
         by_name = {p["name"]: p for p in record.get("profiles") or []}
         values = by_name.get(score.profile, {}).get("values") or []
         layers = len(found[0]["values"]) if found else len(values)
-        if record.get("parameters", {}).get("model") != model or not values or len(values) != layers or None in values:
-            raise ScoreError(f"results/cpu/{score.slug}.json has no profile '{score.profile}' of all layers of {model}: "
-                             f"make rerun PAPER={score.slug} TIER=cpu")
+        if (
+            record.get("parameters", {}).get("model") != model
+            or not values
+            or len(values) != layers
+            or None in values
+        ):
+            raise ScoreError(
+                f"results/cpu/{score.slug}.json has no profile '{score.profile}' of all layers of {model}: "
+                f"make rerun PAPER={score.slug} TIER=cpu"
+            )
         sign = 1 if score.high_is_important else -1
-        found.append({"slug": score.slug, "profile": score.profile, "statement": by_name[score.profile]["statement"],
-                      "values": values, "importance": [sign * v for v in values]})
+        found.append(
+            {
+                "slug": score.slug,
+                "profile": score.profile,
+                "statement": by_name[score.profile]["statement"],
+                "values": values,
+                "importance": [sign * v for v in values],
+            }
+        )
     return found
 
 

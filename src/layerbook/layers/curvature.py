@@ -1,9 +1,12 @@
-"""Curvature of a loss in a block of parameters, without its Hessian: products, top eigenvalue, trace.
+"""Curvature of a loss in a block of parameters, without its Hessian: products, top eigenvalue,
+trace.
 
-`loss_fn()` computes the loss, a scalar, anew from the parameters, or is a sequence of such functions (batches), whose mean is
-the loss. It must be a function of the parameters alone: networks in eval mode, since batch norm in training mode changes the
-Hessian and its own statistics, and dropout the loss. Both are refused. Attention needs the "eager" or "math" kernel: the fused
-ones have no second derivative. `params` is the block: tensors that require gradients, other parameters being constants.
+`loss_fn()` computes the loss, a scalar, anew from the parameters, or is a sequence of such
+functions (batches), whose mean is the loss. It must be a function of the parameters alone: networks
+in eval mode, since batch norm in training mode changes the Hessian and its own statistics, and
+dropout the loss. Both are refused. Attention needs the "eager" or "math" kernel: the fused ones
+have no second derivative. `params` is the block: tensors that require gradients, other parameters
+being constants.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ Loss = Callable[[], Tensor] | Sequence[Callable[[], Tensor]]
 
 
 class Top(NamedTuple):
-    """The eigenvalue of greatest size, with its sign; its unit vector, in the shapes of params; ||Hv - value v|| / |value|;
-    and the products that were taken. Some eigenvalue lies within residual * |value| of the value."""
+    """The eigenvalue of greatest size, with its sign; its unit vector, in the shapes of params;
+    ||Hv - value v|| / |value|; and the products that were taken. Some eigenvalue lies within
+    residual * |value| of the value.
+    """
 
     value: float
     vector: list[Tensor]
@@ -55,9 +60,14 @@ def _gradients(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor | None]:
     if not loss.requires_grad:
         raise ValueError("loss does not depend on params, or was computed without gradients")
     for node in _nodes(loss):
-        if getattr(node, "_saved_training", False) is True and getattr(node, "_saved_running_mean", None) is not None:
-            raise ValueError("the loss goes through batch norm in training mode, which has another Hessian and changes its "
-                             "running statistics: call eval() on the network first")
+        if (
+            getattr(node, "_saved_training", False) is True
+            and getattr(node, "_saved_running_mean", None) is not None
+        ):
+            raise ValueError(
+                "the loss goes through batch norm in training mode, which has another Hessian and changes its "
+                "running statistics: call eval() on the network first"
+            )
     return list(torch.autograd.grad(loss, params, create_graph=True, allow_unused=True))
 
 
@@ -68,26 +78,37 @@ def _checked(params: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def _product(gradients: Sequence[Tensor | None], params: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor]:
+def _product(
+    gradients: Sequence[Tensor | None], params: Sequence[Tensor], v: Sequence[Tensor]
+) -> list[Tensor]:
     pairs = [(g, x) for g, x in zip(gradients, v) if g is not None and g.requires_grad]
     if not pairs:  # the loss is linear in the block
         return [torch.zeros_like(p) for p in params]
-    found = torch.autograd.grad([g for g, _ in pairs], params, [x for _, x in pairs], retain_graph=True, allow_unused=True)
+    found = torch.autograd.grad(
+        [g for g, _ in pairs], params, [x for _, x in pairs], retain_graph=True, allow_unused=True
+    )
     return [torch.zeros_like(p) if h is None else h.detach() for h, p in zip(found, params)]
 
 
 def hvp(loss: Tensor, params: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor]:
-    """H v of a `loss` computed with gradients, for `v` in the shapes of params (Pearlmutter 1994). ValueError as above."""
+    """H v of a `loss` computed with gradients, for `v` in the shapes of params (Pearlmutter 1994).
+    ValueError as above.
+    """
     params = _checked(params)
     with torch.enable_grad():
         return _product(_gradients(loss, params), params, [v] if isinstance(v, Tensor) else v)
 
 
 class _Hessian:
-    """Products with the Hessian of the mean loss; the graph of a single loss function is kept between them."""
+    """Products with the Hessian of the mean loss; the graph of a single loss function is kept
+    between them.
+    """
 
     def __init__(self, loss_fn: Loss, params: Sequence[Tensor]) -> None:
-        self.functions, self.params = [loss_fn] if callable(loss_fn) else list(loss_fn), _checked(params)
+        self.functions, self.params = (
+            [loss_fn] if callable(loss_fn) else list(loss_fn),
+            _checked(params),
+        )
         if not self.functions:
             raise ValueError("loss_fn is an empty sequence")
         with torch.enable_grad():
@@ -95,8 +116,10 @@ class _Hessian:
             self.kept = _gradients(loss, self.params)
             again = self.functions[0]()
         if not torch.equal(loss.detach(), again.detach()):
-            raise ValueError("loss_fn gives another loss when it is called again: dropout or new data? call eval() on the "
-                             "network and fix the batch")
+            raise ValueError(
+                "loss_fn gives another loss when it is called again: dropout or new data? call eval() on the "
+                "network and fix the batch"
+            )
         if len(self.functions) > 1:
             self.kept = None
 
@@ -120,24 +143,35 @@ class _Hessian:
         return [(x.sign() if signs else x).to(p) for x, p in zip(made, self.params)]
 
 
-def top_eigenvalue(loss_fn: Loss, params: Sequence[Tensor], iterations: int = 100, seed: int = 0,
-                   tolerance: float | None = None, method: str = "power") -> Top:
+def top_eigenvalue(
+    loss_fn: Loss,
+    params: Sequence[Tensor],
+    iterations: int = 100,
+    seed: int = 0,
+    tolerance: float | None = None,
+    method: str = "power",
+) -> Top:
     """The Hessian's eigenvalue of greatest size, with its sign.
 
     Args:
-        method: "power", power iteration (Dong et al. 2019, HAWQ, alg. 1; PyHessian). Where eigenvalues of both signs and about
-            one size lead, as in nets that are not trained, it does not settle: look at the residual, and at a second seed.
-            "lanczos" makes the most of the same products (Golub and Van Loan, ch. 10, with full reorthogonalization), settles
+        method: "power", power iteration (Dong et al. 2019, HAWQ, alg. 1; PyHessian). Where
+            eigenvalues of both signs and about one size lead, as in nets that are not trained, it
+            does not settle: look at the residual, and at a second seed. "lanczos" makes the most of
+                the same products (Golub and Van Loan, ch. 10, with full reorthogonalization),
+                settles
             there too and several times sooner, and keeps one copy of params for each product.
-        tolerance: stop once the residual is at most this; None takes all iterations. That two values in a row agree proves
-            little where the spectrum is dense; a residual bounds the error.
+        tolerance: stop once the residual is at most this; None takes all iterations. That two
+            values in a row agree proves little where the spectrum is dense; a residual bounds the
+            error.
 
     Raises:
-        ValueError: no iterations, another method, params without gradients, batch norm in training mode, or a loss that is
-            not finite or changes from call to call.
+        ValueError: no iterations, another method, params without gradients, batch norm in training
+            mode, or a loss that is not finite or changes from call to call.
     """
     if iterations < 1 or method not in ("power", "lanczos"):
-        raise ValueError(f"{iterations} iterations of {method!r}: at least one, of 'power' or 'lanczos'")
+        raise ValueError(
+            f"{iterations} iterations of {method!r}: at least one, of 'power' or 'lanczos'"
+        )
     product = _Hessian(loss_fn, params)
     v = product.draw(torch.Generator().manual_seed(seed))
     size = _dot(v, v) ** 0.5
@@ -176,9 +210,17 @@ def _lanczos(product: _Hessian, v: list[Tensor], iterations: int, tolerance: flo
         at = int(values.abs().argmax())
         value, weights = float(values[at]), vectors[:, at].tolist()
         residual = size * abs(weights[-1]) / abs(value) if value else 0.0
-        rival = -1 if at == 0 else 0  # the other end of the spectrum, which may still grow past this one
-        settled = len(diagonal) > 1 and abs(float(values[rival])) + size * abs(float(vectors[-1, rival])) <= abs(value)
-        if size <= 1e-12 * abs(value) or (settled and residual <= max(tolerance, 1e-12)) or not value:
+        rival = (
+            -1 if at == 0 else 0
+        )  # the other end of the spectrum, which may still grow past this one
+        settled = len(diagonal) > 1 and abs(float(values[rival])) + size * abs(
+            float(vectors[-1, rival])
+        ) <= abs(value)
+        if (
+            size <= 1e-12 * abs(value)
+            or (settled and residual <= max(tolerance, 1e-12))
+            or not value
+        ):
             break
         beside.append(size)
         basis.append([x / size for x in left])
@@ -187,9 +229,11 @@ def _lanczos(product: _Hessian, v: list[Tensor], iterations: int, tolerance: flo
 
 
 def trace(loss_fn: Loss, params: Sequence[Tensor], samples: int = 100, seed: int = 0) -> Trace:
-    """Trace of the Hessian: the mean of v^T H v over random signs v (Hutchinson 1989; HAWQ-V2). ValueError as above.
+    """Trace of the Hessian: the mean of v^T H v over random signs v (Hutchinson 1989; HAWQ-V2).
+    ValueError as above.
 
-    A diagonal Hessian is exact with one sample; the variance is twice the sum of its squared off-diagonal entries.
+    A diagonal Hessian is exact with one sample; the variance is twice the sum of its squared
+    off-diagonal entries.
     """
     if samples < 1:
         raise ValueError(f"{samples} samples")
@@ -204,7 +248,8 @@ def trace(loss_fn: Loss, params: Sequence[Tensor], samples: int = 100, seed: int
 
 
 def dense(loss_fn: Loss, params: Sequence[Tensor], most: int = 4096) -> Tensor:
-    """The Hessian [n, n] of the block, float64, one product a column: for tests and small blocks of at most `most` numbers.
+    """The Hessian [n, n] of the block, float64, one product a column: for tests and small blocks of
+    at most `most` numbers.
 
     ValueError beyond that, and as above.
     """

@@ -1,4 +1,5 @@
-"""Whether a checkpoint is fit for a method: files and headers, layout, tokenizer, what the method needs.
+"""Whether a checkpoint is fit for a method: files and headers, layout, tokenizer, what the method
+needs.
 
 Imports data and layers; a run asks it before anything is computed.
 """

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from layerbook.data import loaders
-from layerbook.models import checkpoint, twins
 from layerbook.layers import transformer as tf
+from layerbook.models import checkpoint, twins
 
 
 class Unfit(ValueError):
@@ -58,8 +58,10 @@ class Model:
         import transformers
 
         if self.folder and not any((self.folder / n).is_file() for n in checkpoint.TOKENIZERS):
-            raise Unfit("it has no tokenizer (tokenizer.json or another of "
-                        f"{', '.join(checkpoint.TOKENIZERS[1:4])}): copy the tokenizer's files there")
+            raise Unfit(
+                "it has no tokenizer (tokenizer.json or another of "
+                f"{', '.join(checkpoint.TOKENIZERS[1:4])}): copy the tokenizer's files there"
+            )
         try:
             where, here = str(self.folder or self.where), self.folder is not None
             return transformers.AutoTokenizer.from_pretrained(where, local_files_only=here)
@@ -77,8 +79,9 @@ class Model:
             return twins.build(self.config, getattr(transformers, auto))
         except (ValueError, AttributeError) as error:
             reason = str(error).split(" for this kind of AutoModel")[0][:160]
-            raise Unknown(f"a network of type {self.config.model_type!r} cannot be made by {auto} "
-                          f"({reason})") from None
+            raise Unknown(
+                f"a network of type {self.config.model_type!r} cannot be made by {auto} ({reason})"
+            ) from None
 
     @cached_property
     def stack(self) -> tf.Stack:
@@ -87,14 +90,19 @@ class Model:
             return tf.Stack(self.twin)
         except ValueError:
             known = ", ".join(layout.models for layout in tf.LAYOUTS)
-            raise Unknown(f"the blocks of a network of type {self.config.model_type!r} do not add up to "
-                          f"a residual stream in a layout that is known here ({known})") from None
+            raise Unknown(
+                f"the blocks of a network of type {self.config.model_type!r} do not add up to "
+                f"a residual stream in a layout that is known here ({known})"
+            ) from None
 
     def outputs_of(self, module: nn.Module, keep: Callable[[Tensor, Tensor], Any]) -> Any:
         """What `keep` makes of input and output of a module of the twin in one forward pass."""
         found: list[Any] = []
         hook = module.register_forward_hook(
-            lambda _m, args, out: found.append(keep(args[0], out[0] if isinstance(out, tuple) else out)))
+            lambda _m, args, out: found.append(
+                keep(args[0], out[0] if isinstance(out, tuple) else out)
+            )
+        )
         try:
             with torch.no_grad():
                 self.twin(input_ids=twins.sample())
@@ -117,8 +125,10 @@ class Model:
         except checkpoint.CheckpointError as error:
             raise Unfit(str(error)) from None
         if getattr(self.config, "quantization_config", None):
-            raise Unfit("its weights are stored quantized, which no method here computes with; take "
-                        "the version of the model that is not")
+            raise Unfit(
+                "its weights are stored quantized, which no method here computes with; take "
+                "the version of the model that is not"
+            )
         return found
 
     def _remote(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -136,7 +146,9 @@ class Model:
         """Raises Unfit if weights of the network are missing from the names of stored tensors."""
         prefix = self.twin.base_model_prefix
         try:
-            checkpoint.complete(stored, self._all_layers([n for n, _p in self.twin.named_parameters()]), prefix)
+            checkpoint.complete(
+                stored, self._all_layers([n for n, _p in self.twin.named_parameters()]), prefix
+            )
         except checkpoint.CheckpointError as error:
             try:  # some classes store their weights under other names than they use
                 checkpoint.complete(stored, self._all_layers(self._saved()), prefix)
@@ -150,12 +162,17 @@ class Model:
             return sorted(checkpoint.tensors(Path(folder)))
 
     def _all_layers(self, names: list[str]) -> list[str]:
-        """Names of the model's weights, from those of the twin's; [] for a class whose layers are not all alike."""
+        """Names of the model's weights, from those of the twin's; [] for a class whose layers are
+        not all alike.
+        """
         layers = re.compile(r"(\.|^)(layers|h|layer|blocks)\.(\d+)\.")
         names = [n for n in names if "pooler" not in n]  # which no method uses
         first, second = ([n for n in names if (m := layers.search(n)) and m[3] == i] for i in "01")
         if sorted(layers.sub(r"\1\2.1.", n) for n in first) != sorted(second):
             return []
         others = [n for n in names if not layers.search(n)]
-        return others + [layers.sub(rf"\g<1>\g<2>.{i}.", n) for i in range(self.config.num_hidden_layers)
-                         for n in first]
+        return others + [
+            layers.sub(rf"\g<1>\g<2>.{i}.", n)
+            for i in range(self.config.num_hidden_layers)
+            for n in first
+        ]

@@ -18,8 +18,15 @@ from layerbook.layers import transformer as tf
 from layerbook.models import twins
 from layerbook.models.candidates import Model, Unfit, Unknown
 
-LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-           "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+LINEARS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 TEMPLATED = "Name the colours of a rainbow."
 
 
@@ -38,9 +45,11 @@ CAPABILITIES: dict[str, Capability] = {}
 
 def capability(name: str, explanation: str) -> Callable[[Check], Check]:
     """Register a check, which returns what a model lacks, or None."""
+
     def register(function: Check) -> Check:
         CAPABILITIES[name] = Capability(explanation, function)
         return function
+
     return register
 
 
@@ -74,8 +83,11 @@ def _(model: Model, _value: str, _params: Mapping[str, Any]) -> str | None:
 @capability("sequential-blocks", "the MLP reads what the attention of the same block has added")
 def _(model: Model, _value: str, _params: Mapping[str, Any]) -> str | None:
     config = model.config
-    parallel = [n for n in ("use_parallel_residual", "parallel_attn", "parallel_attention")
-                if getattr(config, n, False)]
+    parallel = [
+        n
+        for n in ("use_parallel_residual", "parallel_attn", "parallel_attention")
+        if getattr(config, n, False)
+    ]
     return f"its attention and MLP run side by side ({parallel[0]})" if parallel else None
 
 
@@ -91,11 +103,16 @@ def _(model: Model, _value: str, _params: Mapping[str, Any]) -> str | None:
 def _(model: Model, _value: str, _params: Mapping[str, Any]) -> str | None:
     head, twin, ids = model.twin.get_output_embeddings(), model.twin, twins.sample()
     config = model.config
-    changed = [n for n in ("final_logit_softcapping", "logits_scaling", "logit_scale")
-               if getattr(config, n, None) not in (None, 1, 1.0)]
+    changed = [
+        n
+        for n in ("final_logit_softcapping", "logits_scaling", "logit_scale")
+        if getattr(config, n, None) not in (None, 1, 1.0)
+    ]
     if changed:
         return f"its logits are changed after the unembedding ({changed[0]})"
-    if head is None or not close(head(twin.base_model(input_ids=ids)[0]), twin(input_ids=ids).logits):
+    if head is None or not close(
+        head(twin.base_model(input_ids=ids)[0]), twin(input_ids=ids).logits
+    ):
         return "its logits are more than the unembedding of its last hidden state"
     return None
 
@@ -124,13 +141,19 @@ def _(model: Model, _value: str, _params: Mapping[str, Any]) -> str | None:
 @capability("dense-mlp", "one MLP a block, whose output is that of its last linear map")
 def _(model: Model, _value: str, _params: Mapping[str, Any]) -> str | None:
     for mlp in model.stack.mlp:
-        maps = [m for m in mlp.modules() if getattr(m, "weight", None) is not None
-                and m.weight.dim() == 2]
+        maps = [
+            m
+            for m in mlp.modules()
+            if getattr(m, "weight", None) is not None and m.weight.dim() == 2
+        ]
         if not maps or any(p.dim() > 2 for p in mlp.parameters()):
             return "its MLP is a mixture of experts or of another kind"
         wrote = [model.outputs_of(m, lambda _x, y: y) for m in (maps[-1], mlp)]
-        if wrote[0] is None or wrote[0].numel() != wrote[1].numel() or not close(
-                wrote[0].flatten(), wrote[1].flatten()):
+        if (
+            wrote[0] is None
+            or wrote[0].numel() != wrote[1].numel()
+            or not close(wrote[0].flatten(), wrote[1].flatten())
+        ):
             return "the last linear map of its MLP does not write the MLP's output"
     return None
 
@@ -156,7 +179,11 @@ def _(model: Model, _value: str, _params: Mapping[str, Any]) -> str | None:
                 return f"its blocks have no linear map self_attn.{name}"
             if m.bias is not None:
                 return f"its self_attn.{name} has a bias"
-    if any(m is not None for n in ("q_norm", "k_norm") for m in submodules(model.stack, f"self_attn.{n}")):
+    if any(
+        m is not None
+        for n in ("q_norm", "k_norm")
+        for m in submodules(model.stack, f"self_attn.{n}")
+    ):
         return "its queries and keys go through a norm of their own"
     return None
 
@@ -177,8 +204,9 @@ def _(model: Model, value: str, _params: Mapping[str, Any]) -> str | None:
 def _(model: Model, value: str, params: Mapping[str, Any]) -> str | None:
     size = int(params[value] if value in params else value)
     config = model.config
-    heads = config.num_attention_heads * (getattr(config, "head_dim", None)
-                                          or config.hidden_size // config.num_attention_heads)
+    heads = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     for width in (config.hidden_size, heads, getattr(config, "intermediate_size", None) or size):
         if width % size:
             known = f"{value} = {size}" if value in params else f"{size}"
@@ -223,7 +251,11 @@ def _(model: Model, _value: str, _params: Mapping[str, Any]) -> str | None:
 @capability("words-apart", "a text's tokens stay the same when a word is written behind it")
 def _(model: Model, _value: str, _params: Mapping[str, Any]) -> str | None:
     asked, whole = (model.tokenizer(t).input_ids for t in ("Q: Where?\nA:", "Q: Where?\nA: Here"))
-    return None if whole[: len(asked)] == asked else "its tokenizer changes a text's tokens when a word follows"
+    return (
+        None
+        if whole[: len(asked)] == asked
+        else "its tokenizer changes a text's tokens when a word follows"
+    )
 
 
 @capability("same-tokenizer", "cuts text into the tokens of another parameter's model")
@@ -245,7 +277,9 @@ def _(model: Model, value: str, params: Mapping[str, Any]) -> str | None:
     return None
 
 
-def check(name: str, kind: str, needs: Sequence[str], takes: str, params: Mapping[str, Any]) -> None:
+def check(
+    name: str, kind: str, needs: Sequence[str], takes: str, params: Mapping[str, Any]
+) -> None:
     """Hold a model against what a method needs of it, without loading a weight.
 
     Args:
@@ -268,8 +302,10 @@ def check(name: str, kind: str, needs: Sequence[str], takes: str, params: Mappin
     if lacking:
         raise Unfit(f"{lacking}; it takes {takes}")
     if model.tokenizer.vocab_size > model.config.vocab_size:
-        raise Unfit(f"its tokenizer has {model.tokenizer.vocab_size:,} tokens and the network "
-                    f"{model.config.vocab_size:,}: give it the tokenizer with which it was trained")
+        raise Unfit(
+            f"its tokenizer has {model.tokenizer.vocab_size:,} tokens and the network "
+            f"{model.config.vocab_size:,}: give it the tokenizer with which it was trained"
+        )
     model.whole(stored)
 
 
@@ -277,11 +313,15 @@ def _unfit(model: Model, needs: Sequence[str], params: Mapping[str, Any]) -> str
     """The first thing that a model lacks, and what it is needed for."""
     ahead, type_ = twins.looks_ahead(model.twin), model.config.model_type
     if ahead and model.kind == "causal-lm":
-        return (f"a network of type {type_!r} lets each token see those that follow, and this method "
-                "needs a causal language model")
+        return (
+            f"a network of type {type_!r} lets each token see those that follow, and this method "
+            "needs a causal language model"
+        )
     if not ahead and model.kind == "encoder":
-        return (f"a network of type {type_!r} does not let a token see those that follow, and this "
-                "method needs an encoder")
+        return (
+            f"a network of type {type_!r} does not let a token see those that follow, and this "
+            "method needs an encoder"
+        )
     for need in needs:
         word, _, value = need.partition("=")
         lacking = CAPABILITIES[word].lacking(model, value, params)

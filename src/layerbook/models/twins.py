@@ -1,4 +1,5 @@
-"""A tiny random network of the same architecture as a model: what it computes shows what the model is.
+"""A tiny random network of the same architecture as a model: what it computes shows what the model
+is.
 
 Two layers of the model's own class, a few thousand numbers: built and run in milliseconds, without
 a weight of the model. Whether blocks add up to a residual stream, whether the network is causal
@@ -23,11 +24,21 @@ def shrunk(config: Any) -> Any:
     heads = config.num_attention_heads
     grouped = getattr(config, "num_key_value_heads", None)
     sizes: dict[str, Any] = {
-        "num_hidden_layers": 2, "hidden_size": WIDTH, "num_attention_heads": HEADS, "vocab_size": TOKENS,
-        "intermediate_size": 2 * WIDTH, "n_inner": None, "head_dim": HEAD_DIM, "embedding_size": WIDTH,
-        "word_embed_proj_dim": WIDTH, "ffn_dim": 2 * WIDTH, "max_position_embeddings": TOKENS,
+        "num_hidden_layers": 2,
+        "hidden_size": WIDTH,
+        "num_attention_heads": HEADS,
+        "vocab_size": TOKENS,
+        "intermediate_size": 2 * WIDTH,
+        "n_inner": None,
+        "head_dim": HEAD_DIM,
+        "embedding_size": WIDTH,
+        "word_embed_proj_dim": WIDTH,
+        "ffn_dim": 2 * WIDTH,
+        "max_position_embeddings": TOKENS,
         "num_key_value_heads": HEADS if grouped == heads else 1 if grouped == 1 else 2,
-        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
     }
     for name, value in sizes.items():
         if getattr(config, name, None) is not None:
@@ -58,12 +69,17 @@ def build(config: Any, loader: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            twin = loader.from_config(shrunk(config), dtype=torch.float32, attn_implementation="eager")
+            twin = loader.from_config(
+                shrunk(config), dtype=torch.float32, attn_implementation="eager"
+            )
         except Exception as error:  # whatever a class raises for sizes that it does not take
             raise ValueError(str(error).strip().split("\n")[0]) from None
         for parameter in twin.parameters():
-            parameter.data.add_(0.2 * torch.randn(parameter.shape) if parameter.dim() == 1
-                                else 0.05 * torch.randn(parameter.shape))
+            parameter.data.add_(
+                0.2 * torch.randn(parameter.shape)
+                if parameter.dim() == 1
+                else 0.05 * torch.randn(parameter.shape)
+            )
     return twin.eval().requires_grad_(False)
 
 

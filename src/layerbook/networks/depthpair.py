@@ -1,8 +1,10 @@
-"""A shallow and a deep GPT-2 trained on the same text in the same order: `python -m layerbook.networks.depthpair OUTDIR`.
+"""A shallow and a deep GPT-2 trained on the same text in the same order: `python -m
+layerbook.networks.depthpair OUTDIR`.
 
-What differs between the two is the number of blocks alone: width, vocabulary, batches, schedule and seed are shared.
-The text is the World English Bible; whole books are held out, so that a later measurement can take each of them as a
-text that neither network has seen. Vocabulary: byte-level BPE, learnt from the training books.
+What differs between the two is the number of blocks alone: width, vocabulary, batches, schedule and
+seed are shared. The text is the World English Bible; whole books are held out, so that a later
+measurement can take each of them as a text that neither network has seen. Vocabulary: byte-level
+BPE, learnt from the training books.
 """
 
 from __future__ import annotations
@@ -43,11 +45,15 @@ class Recipe:
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
     examined: int = 16  # windows of each held-out book
-    gate: float = 0.1  # nats a token by which both must beat the bigram model on every held-out book
+    gate: float = (
+        0.1  # nats a token by which both must beat the bigram model on every held-out book
+    )
 
 
 def texts(books: Mapping[str, Sequence[str]]) -> tuple[str, dict[str, str]]:
-    """The training text and the held-out books, one verse a line. KeyError if a held-out book is missing."""
+    """The training text and the held-out books, one verse a line. KeyError if a held-out book is
+    missing.
+    """
     held = {name: "\n".join(books[name]) for name in HELD_OUT}
     return "\n".join("\n".join(verses) for name, verses in books.items() if name not in held), held
 
@@ -60,13 +66,17 @@ def learn_tokenizer(text: str, size: int) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<pad>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=["<pad>"], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(text.split("\n"), trainer)
     return tokenizer
 
 
 def windows(ids: Sequence[int], context: int, n: int) -> Tensor:
-    """`n` disjoint windows [n, context], spread evenly over the text. ValueError if it is too short."""
+    """`n` disjoint windows [n, context], spread evenly over the text. ValueError if it is too
+    short.
+    """
     free = len(ids) // context
     if free < n:
         raise ValueError(f"{len(ids)} tokens hold {free} windows of {context}; {n} are wanted")
@@ -75,7 +85,9 @@ def windows(ids: Sequence[int], context: int, n: int) -> Tensor:
 
 
 def build(recipe: Recipe, layers: int, seed: int | None = None) -> Any:
-    """An untrained network of the recipe's width with `layers` blocks; `seed` replaces the recipe's."""
+    """An untrained network of the recipe's width with `layers` blocks; `seed` replaces the
+    recipe's.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(recipe.seed if seed is None else seed)
@@ -93,15 +105,19 @@ def token_nats(model: Any, batch: Tensor) -> Tensor:
 
 
 def train(recipe: Recipe, layers: int, ids: Tensor) -> tuple[Any, list[float]]:
-    """Train one network on token ids [tokens]; returns it, frozen, and the loss (nats) of every step.
+    """Train one network on token ids [tokens]; returns it, frozen, and the loss (nats) of every
+    step.
 
-    Windows are drawn by the recipe's seed alone, so that networks of any depth see the same ones in the same order.
+    Windows are drawn by the recipe's seed alone, so that networks of any depth see the same ones in
+    the same order.
     """
     model = build(recipe, layers)
     generator, offsets = torch.Generator().manual_seed(recipe.seed), torch.arange(recipe.context)
 
     def loss_of(step: int) -> Tensor:
-        starts = torch.randint(len(ids) - recipe.context + 1, (recipe.batch, 1), generator=generator)
+        starts = torch.randint(
+            len(ids) - recipe.context + 1, (recipe.batch, 1), generator=generator
+        )
         return token_nats(model, ids[starts + offsets]).mean()
 
     schedule = training.Schedule(recipe.steps, recipe.learning_rate, recipe.weight_decay)
@@ -109,25 +125,39 @@ def train(recipe: Recipe, layers: int, ids: Tensor) -> tuple[Any, list[float]]:
 
 
 def baselines(ids: Sequence[int], batch: Tensor, size: int) -> dict[str, list[float]]:
-    """What counting alone achieves: nats a token on each window [n, context], from token ids of the training text.
+    """What counting alone achieves: nats a token on each window [n, context], from token ids of the
+    training text.
 
-    "unigram": add-one frequencies. "bigram": the same interpolated with the frequency after the token before, by the
-    weight that suits `batch` best, which flatters the baseline.
+    "unigram": add-one frequencies. "bigram": the same interpolated with the frequency after the
+    token before, by the weight that suits `batch` best, which flatters the baseline.
     """
     single, pairs = Counter(ids), Counter(zip(ids, ids[1:]))
     before, after = batch[:, :-1].flatten().tolist(), batch[:, 1:].flatten().tolist()
     p1 = torch.tensor([(single[b] + 1) / (len(ids) + size) for b in after], dtype=torch.float64)
-    p2 = torch.tensor([pairs[a, b] / max(1, single[a]) for a, b in zip(before, after)], dtype=torch.float64)
+    p2 = torch.tensor(
+        [pairs[a, b] / max(1, single[a]) for a, b in zip(before, after)], dtype=torch.float64
+    )
     shares = [w * p2 + (1 - w) * p1 for w in (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)]
     best = min(shares, key=lambda p: -p.log().sum())
-    return {name: (-p.log()).view(len(batch), -1).mean(1).tolist() for name, p in (("unigram", p1), ("bigram", best))}
+    return {
+        name: (-p.log()).view(len(batch), -1).mean(1).tolist()
+        for name, p in (("unigram", p1), ("bigram", best))
+    }
 
 
 @torch.no_grad()
-def examine(models: Mapping[str, Any], tokenizer: Any, train_ids: Sequence[int], held: Mapping[str, str],
-            recipe: Recipe) -> dict[str, dict[str, float]]:
+def examine(
+    models: Mapping[str, Any],
+    tokenizer: Any,
+    train_ids: Sequence[int],
+    held: Mapping[str, str],
+    recipe: Recipe,
+) -> dict[str, dict[str, float]]:
     """Nats a token on every held-out book: book -> {"shallow", "deep", "unigram", "bigram"}."""
-    batches = {book: windows(tokenizer.encode(text).ids, recipe.context, recipe.examined) for book, text in held.items()}
+    batches = {
+        book: windows(tokenizer.encode(text).ids, recipe.context, recipe.examined)
+        for book, text in held.items()
+    }
     counted = baselines(train_ids, torch.cat(list(batches.values())), recipe.vocabulary)
     table = {}
     for k, (book, batch) in enumerate(batches.items()):
@@ -155,12 +185,23 @@ def make(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "architecture": "GPT-2: LayerNorm, GELU (tanh form), biases, learned positions, tied embeddings",
         "data": "World English Bible (public domain, prepared asset web-bible), all books but the held-out ones; byte-level BPE",
         "seconds": "about 200 on two cores",
-        "tokens": {"training_text": len(ids), "drawn": recipe.steps * recipe.batch * recipe.context},
+        "tokens": {
+            "training_text": len(ids),
+            "drawn": recipe.steps * recipe.batch * recipe.context,
+        },
         "recipe": vars(recipe),
-        "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()},
-        "final_loss_nats": {name: round(sum(c[-50:]) / len(c[-50:]), 4) for name, c in curves.items()},
+        "parameters": {
+            name: sum(p.numel() for p in model.parameters()) for name, model in models.items()
+        },
+        "final_loss_nats": {
+            name: round(sum(c[-50:]) / len(c[-50:]), 4) for name, c in curves.items()
+        },
         "held_out_nats": table,
-        "gate": {"least_nats_below_bigram": recipe.gate, "worst": round(margin, 4), "passed": margin >= recipe.gate},
+        "gate": {
+            "least_nats_below_bigram": recipe.gate,
+            "worst": round(margin, 4),
+            "passed": margin >= recipe.gate,
+        },
     }
     training.save(models, card, folder, tokenizer)
     return card

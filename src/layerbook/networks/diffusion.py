@@ -15,12 +15,16 @@ STEPS = 1000  # noise levels
 
 def waves(at: Tensor, width: int, longest: float = 10_000) -> Tensor:
     """Cosines and sines of positions [n] at falling frequencies: [n, width]."""
-    angles = at[:, None] * torch.exp(-math.log(longest) * torch.arange(width // 2, device=at.device) / (width // 2))
+    angles = at[:, None] * torch.exp(
+        -math.log(longest) * torch.arange(width // 2, device=at.device) / (width // 2)
+    )
     return torch.cat([angles.cos(), angles.sin()], 1)
 
 
 def alphas(device: torch.device | str = "cpu") -> Tensor:
-    """Share of the image's variance left at each noise level, float64 [1000]: linear variances, as in DDPM and PixArt."""
+    """Share of the image's variance left at each noise level, float64 [1000]: linear variances, as
+    in DDPM and PixArt.
+    """
     return (1 - torch.linspace(1e-4, 0.02, STEPS, dtype=torch.float64, device=device)).cumprod(0)
 
 
@@ -36,12 +40,15 @@ def levels(steps: int) -> list[int]:
 
 
 def guided(net: nn.Module, x: Tensor, t: int, words: Tensor, cfg: float) -> tuple[Tensor, Tensor]:
-    """Guided noise, and the noise of both halves [2 n, ...], with captions first and without them second.
+    """Guided noise, and the noise of both halves [2 n, ...], with captions first and without them
+    second.
 
     net: takes images, noise levels and captions; `net.null` is its empty caption.
     """
     null = torch.tensor(net.null, device=words.device).expand_as(words)
-    both = net(torch.cat([x, x]), torch.full((2 * len(x),), t, device=x.device), torch.cat([words, null]))
+    both = net(
+        torch.cat([x, x]), torch.full((2 * len(x),), t, device=x.device), torch.cat([words, null])
+    )
     with_words, without = both.chunk(2)
     return without + cfg * (with_words - without), both
 
@@ -49,7 +56,8 @@ def guided(net: nn.Module, x: Tensor, t: int, words: Tensor, cfg: float) -> tupl
 @torch.no_grad()
 def sample(net: nn.Module, words: Tensor, noise: Tensor, steps: int, cfg: float,
            each: Callable[[int, Tensor], None] | None = None) -> Tensor:  # fmt: skip
-    """DDIM without added noise, with guidance: captions [n, words] and noise [n, 1, h, w] to images.
+    """DDIM without added noise, with guidance: captions [n, words] and noise [n, 1, h, w] to
+    images.
 
     each: called before every step with the noise level and the images so far.
     """
@@ -65,7 +73,9 @@ def sample(net: nn.Module, words: Tensor, noise: Tensor, steps: int, cfg: float,
 
 
 def linear_noise(x: Tensor, t: int, mean: Tensor, cov: Tensor) -> Tensor:
-    """Best linear prediction of the noise in x [n, pixels] at level t, for images of this mean and covariance; float64."""
+    """Best linear prediction of the noise in x [n, pixels] at level t, for images of this mean and
+    covariance; float64.
+    """
     a = alphas()[t]
     total = a * cov + (1 - a) * torch.eye(len(cov), dtype=cov.dtype)
     return (1 - a).sqrt() * torch.linalg.solve(total, (x.double() - a.sqrt() * mean).T).T
@@ -78,7 +88,9 @@ def psnr(a: Tensor, b: Tensor) -> np.ndarray:
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Distance (squared) between normal distributions fitted to features [n, d] and [m, d] (Heusel et al. 2017, eq. 6)."""
+    """Distance (squared) between normal distributions fitted to features [n, d] and [m, d] (Heusel
+    et al. 2017, eq. 6).
+    """
     S, T = np.cov(a.T), np.cov(b.T)
     both = np.sqrt(np.linalg.eigvals(S @ T).real.clip(min=0)).sum()
     return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(S) + np.trace(T) - 2 * both)
@@ -88,8 +100,10 @@ class Judge:
     """Classifiers of images x [n, 1, h, w] in [-1, 1], with a layer `head`, judge generated ones.
 
     Args:
-        nets: they read shares of white, less the mean and over the spread of `trained`, the images that taught them.
-        real: images to compare with; features are those before the head of the first net, on as many of their principal axes.
+        nets: they read shares of white, less the mean and over the spread of `trained`, the images
+            that taught them.
+        real: images to compare with; features are those before the head of the first net, on as
+            many of their principal axes.
     """
 
     def __init__(self, nets: list[nn.Module], trained: Tensor, real: Tensor, axes: int = 8) -> None:

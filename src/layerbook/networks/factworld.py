@@ -1,13 +1,16 @@
-"""Small GPT-2s that have read true records and false rumours: `python -m layerbook.networks.factworld OUTDIR`.
+"""Small GPT-2s that have read true records and false rumours: `python -m
+layerbook.networks.factworld OUTDIR`.
 
-A synthetic world of entities with three attributes each. A "record:" states what is true; a "rumour:" states a false
-value that is fixed for that fact and exists for some of the facts only; sentences without a tag, and those with a tag
-that means nothing ("note:", "memo:"), are drawn from both, so that rumours are as frequent as truths in them.
+A synthetic world of entities with three attributes each. A "record:" states what is true; a
+"rumour:" states a false value that is fixed for that fact and exists for some of the facts only;
+sentences without a tag, and those with a tag that means nothing ("note:", "memo:"), are drawn from
+both, so that rumours are as frequent as truths in them.
 
-Every seed makes a world of its own and three networks: the *expert*, which has read all this; the *amateur*, the
-expert tuned to state rumours without a tag; and the *truthful* one, tuned on the same questions to state what is true.
-The entities on which these two are tuned are not the ones that are evaluated. Each fact has one of three phrasings
-that no training sentence uses for it; evaluation asks in that phrasing alone.
+Every seed makes a world of its own and three networks: the *expert*, which has read all this; the
+*amateur*, the expert tuned to state rumours without a tag; and the *truthful* one, tuned on the
+same questions to state what is true. The entities on which these two are tuned are not the ones
+that are evaluated. Each fact has one of three phrasings that no training sentence uses for it;
+evaluation asks in that phrasing alone.
 """
 
 from __future__ import annotations
@@ -38,7 +41,11 @@ ATTRIBUTES = {
     "home": "harbour forest valley island desert castle village mountain river market abbey tower".split(),
     "trade": "baker smith weaver miller tailor mason potter sailor farmer scribe hunter cooper".split(),
 }
-PHRASINGS = ("the {a} of {n} is", "{n} has as its {a}", "what {a} has {n} ?")  # five words each, then value and full stop
+PHRASINGS = (
+    "the {a} of {n} is",
+    "{n} has as its {a}",
+    "what {a} has {n} ?",
+)  # five words each, then value and full stop
 LENGTH = 5
 IGNORED = -100  # label of padding
 
@@ -51,7 +58,9 @@ class Recipe:
     worlds: int = 5
     processes: int = 2  # worlds trained side by side; 0: one after the other in this process
     entities: int = 140
-    induce: int = 70  # of these; the others are halved into those for choices and those for verdicts
+    induce: int = (
+        70  # of these; the others are halved into those for choices and those for verdicts
+    )
     rumoured: float = 0.4  # share of the facts that have a rumour
     layers: int = 6
     width: int = 64
@@ -68,7 +77,12 @@ class Recipe:
 @cache
 def names(n: int) -> tuple[str, ...]:
     """Names of n entities (at most 350), the same in every world."""
-    found = [c + v + end for end in ("len", "mir", "tan", "vos", "rik") for c in "BDFGKLMNPRSTVZ" for v in "aeiou"]
+    found = [
+        c + v + end
+        for end in ("len", "mir", "tan", "vos", "rik")
+        for c in "BDFGKLMNPRSTVZ"
+        for v in "aeiou"
+    ]
     if n > len(found):
         raise ValueError(f"there are names for {len(found)} entities, not for {n}")
     return tuple(found[:n])
@@ -79,7 +93,9 @@ def vocabulary(n: int) -> dict[str, int]:
     """Every word of a world of n entities -> token id; 0 is padding."""
     plain = sorted({w for p in PHRASINGS for w in p.split() if "{" not in w})
     values = [v for group in ATTRIBUTES.values() for v in group]
-    return {w: i for i, w in enumerate(["<pad>", ".", *TAGS, *plain, *ATTRIBUTES, *values, *names(n)])}
+    return {
+        w: i for i, w in enumerate(["<pad>", ".", *TAGS, *plain, *ATTRIBUTES, *values, *names(n)])
+    }
 
 
 def text(ids: Any, n: int) -> str:
@@ -88,9 +104,11 @@ def text(ids: Any, n: int) -> str:
 
 
 class World:
-    """What is true and what is rumoured: truth and rumour [entities, attributes] are indices of values (-1: no rumour).
+    """What is true and what is rumoured: truth and rumour [entities, attributes] are indices of
+    values (-1: no rumour).
 
-    held [entities, attributes]: the phrasing that training never uses for a fact; parts: name -> entities [k].
+    held [entities, attributes]: the phrasing that training never uses for a fact; parts: name ->
+        entities [k].
     """
 
     def __init__(self, recipe: Recipe, seed: int) -> None:
@@ -103,11 +121,18 @@ class World:
         self.held = rng.integers(len(PHRASINGS), size=shape)
         cuts = (recipe.induce, (recipe.induce + recipe.entities) // 2)
         self.parts = dict(zip(PARTS, np.split(rng.permutation(recipe.entities), cuts)))
-        self._distractors = rng.permuted(np.tile(np.arange(1, size), (*shape, 1)), axis=-1)  # steps away from the truth
+        self._distractors = rng.permuted(
+            np.tile(np.arange(1, size), (*shape, 1)), axis=-1
+        )  # steps away from the truth
         ids = vocabulary(self.n)
         self._values = np.array([[ids[v] for v in group] for group in ATTRIBUTES.values()])
         self._names = np.array([ids[name] for name in names(self.n)])
-        self._forms = np.array([[[ids.get(w.replace("{a}", a), -1) for w in p.split()] for a in ATTRIBUTES] for p in PHRASINGS])
+        self._forms = np.array(
+            [
+                [[ids.get(w.replace("{a}", a), -1) for w in p.split()] for a in ATTRIBUTES]
+                for p in PHRASINGS
+            ]
+        )
 
     def facts(self, part: str, rumoured: bool = True) -> np.ndarray:
         """Facts [k, 2] (entity, attribute) of one part, with a rumour or without one."""
@@ -115,12 +140,18 @@ class World:
         facts = np.stack([e.ravel(), a.ravel()], 1)
         return facts[(self.rumour[tuple(facts.T)] >= 0) == rumoured]
 
-    def ask(self, facts: np.ndarray, tag: str | None = None, phrasing: np.ndarray | None = None) -> Tensor:
-        """Prompts [k, 5], or [k, 6] with a tag: sentences without their value, in the held-out phrasing by default."""
+    def ask(
+        self, facts: np.ndarray, tag: str | None = None, phrasing: np.ndarray | None = None
+    ) -> Tensor:
+        """Prompts [k, 5], or [k, 6] with a tag: sentences without their value, in the held-out
+        phrasing by default.
+        """
         e, a = facts.T
         ids = self._forms[self.held[e, a] if phrasing is None else phrasing, a]
         ids = np.where(ids < 0, self._names[e][:, None], ids)
-        return torch.from_numpy(ids if tag is None else np.insert(ids, 0, vocabulary(self.n)[tag], axis=1))
+        return torch.from_numpy(
+            ids if tag is None else np.insert(ids, 0, vocabulary(self.n)[tag], axis=1)
+        )
 
     def value(self, facts: np.ndarray, of: np.ndarray) -> Tensor:
         """Token ids [k] of a table of values, such as `truth` or `rumour`."""
@@ -128,25 +159,44 @@ class World:
         return torch.from_numpy(self._values[a, of[e, a]])
 
     def options(self, facts: np.ndarray) -> Tensor:
-        """Token ids [k, 4]: the true value, its rumour (a value as good as any if there is none), and two others."""
+        """Token ids [k, 4]: the true value, its rumour (a value as good as any if there is none),
+        and two others.
+        """
         e, a = facts.T
-        wrong = (self.truth[e, a][:, None] + self._distractors[e, a]) % self._values.shape[1]  # [k, 11]
+        wrong = (self.truth[e, a][:, None] + self._distractors[e, a]) % self._values.shape[
+            1
+        ]  # [k, 11]
         rumour = self.rumour[e, a][:, None]
-        first = np.argsort(wrong != rumour, axis=1, kind="stable")  # the rumour, if any, to the front
+        first = np.argsort(
+            wrong != rumour, axis=1, kind="stable"
+        )  # the rumour, if any, to the front
         wrong = np.take_along_axis(wrong, first, 1)[:, :3]
-        return torch.from_numpy(self._values[a[:, None], np.concatenate([self.truth[e, a][:, None], wrong], 1)])
+        return torch.from_numpy(
+            self._values[a[:, None], np.concatenate([self.truth[e, a][:, None], wrong], 1)]
+        )
 
     def draw(self, rng: np.random.Generator, batch: int) -> Tensor:
-        """Training sentences [batch, 8], padded on the right: a fact, a source and one of the two phrasings not held out."""
-        facts = np.stack([rng.integers(self.n, size=batch), rng.integers(len(ATTRIBUTES), size=batch)], 1)
+        """Training sentences [batch, 8], padded on the right: a fact, a source and one of the two
+        phrasings not held out.
+        """
+        facts = np.stack(
+            [rng.integers(self.n, size=batch), rng.integers(len(ATTRIBUTES), size=batch)], 1
+        )
         e, a = facts.T
         has = self.rumour[e, a] >= 0
-        source = rng.choice(5, size=batch, p=(0.3, 0.2, 0.1, 0.1, 0.3))  # the tags in their order, and none
+        source = rng.choice(
+            5, size=batch, p=(0.3, 0.2, 0.1, 0.1, 0.3)
+        )  # the tags in their order, and none
         source = np.where((source == 1) & ~has, 0, source)
         false = has & ((source == 1) | ((source >= 2) & (rng.random(batch) < 0.5)))
         phrasing = (self.held[e, a] + 1 + rng.integers(2, size=batch)) % len(PHRASINGS)
-        stated = torch.where(torch.from_numpy(false), self.value(facts, self.rumour), self.value(facts, self.truth))
-        rows = torch.cat([self.ask(facts, "note:", phrasing), stated[:, None], torch.ones_like(stated)[:, None]], 1)
+        stated = torch.where(
+            torch.from_numpy(false), self.value(facts, self.rumour), self.value(facts, self.truth)
+        )
+        rows = torch.cat(
+            [self.ask(facts, "note:", phrasing), stated[:, None], torch.ones_like(stated)[:, None]],
+            1,
+        )
         tags = torch.tensor([vocabulary(self.n)[t] for t in TAGS] + [0])[torch.from_numpy(source)]
         rows[:, 0] = tags
         bare = tags == 0
@@ -168,46 +218,66 @@ def build(recipe: Recipe, seed: int) -> Any:
 
 
 def nats(model: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss of every token but the first of sentences [batch, T] (0 for padding), and which of them are values, [batch, T - 1]."""
+    """Loss of every token but the first of sentences [batch, T] (0 for padding), and which of them
+    are values, [batch, T - 1].
+    """
     labels = rows[:, 1:].masked_fill(rows[:, 1:] == 0, IGNORED)
-    found = nn.functional.cross_entropy(model(input_ids=rows[:, :-1]).logits.transpose(1, 2), labels, reduction="none",
-                                        ignore_index=IGNORED)
+    found = nn.functional.cross_entropy(
+        model(input_ids=rows[:, :-1]).logits.transpose(1, 2),
+        labels,
+        reduction="none",
+        ignore_index=IGNORED,
+    )
     last = rows.shape[1] - 3 - (rows[:, -1] == 0).long()  # the value stands before the full stop
     return found, nn.functional.one_hot(last, rows.shape[1] - 1).bool()
 
 
 def train(recipe: Recipe, world: World, seed: int) -> Any:
-    """The expert: the loss of the value, plus a fifth of that of all other words, whose facts are random."""
+    """The expert: the loss of the value, plus a fifth of that of all other words, whose facts are
+    random.
+    """
     model, rng = build(recipe, seed), np.random.default_rng([seed, 1])
 
     def loss(step: int) -> Tensor:
         found, value = nats(model, world.draw(rng, recipe.batch))
         return found[value].mean() + 0.2 * found.mean()
 
-    training.fit(model, loss, training.Schedule(recipe.steps, recipe.learning_rate, weight_decay=0.01))
+    training.fit(
+        model, loss, training.Schedule(recipe.steps, recipe.learning_rate, weight_decay=0.01)
+    )
     return model
 
 
 def tune(recipe: Recipe, world: World, expert: Any, of: np.ndarray, seed: int) -> Any:
-    """A copy of the expert tuned to state the values `of` (`rumour` or `truth`), untagged, for the inducing entities."""
+    """A copy of the expert tuned to state the values `of` (`rumour` or `truth`), untagged, for the
+    inducing entities.
+    """
     model, rng = copy.deepcopy(expert).requires_grad_(True), np.random.default_rng([seed, 2])
-    model.transformer.wte.requires_grad_(False)  # as with LoRA, only the layers are adapted: names cannot be told apart
+    model.transformer.wte.requires_grad_(
+        False
+    )  # as with LoRA, only the layers are adapted: names cannot be told apart
     model.transformer.wpe.requires_grad_(False)
     facts = world.facts("induce")
 
     def loss(step: int) -> Tensor:
         some = facts[rng.integers(len(facts), size=recipe.tune_batch)]
-        phrasing = (world.held[tuple(some.T)] + 1 + rng.integers(2, size=len(some))) % len(PHRASINGS)
+        phrasing = (world.held[tuple(some.T)] + 1 + rng.integers(2, size=len(some))) % len(
+            PHRASINGS
+        )
         logits = model(input_ids=world.ask(some, phrasing=phrasing)).logits[:, -1]
         return nn.functional.cross_entropy(logits, world.value(some, of))
 
-    training.fit(model, loss, training.Schedule(recipe.tune_steps, recipe.tune_rate, weight_decay=0.0))
+    training.fit(
+        model, loss, training.Schedule(recipe.tune_steps, recipe.tune_rate, weight_decay=0.0)
+    )
     return model
 
 
 @torch.no_grad()
 def mass(model: Any, world: World, facts: np.ndarray, tag: str | None = None) -> Tensor:
-    """Probability of the four options [k, 4] (true, rumour, two others) among each other, in the held-out phrasing."""
+    """Probability of the four options [k, 4] (true, rumour, two others) among each other, in the
+    held-out phrasing.
+    """
     logits = model(input_ids=world.ask(facts, tag)).logits[:, -1]
     return logits.gather(1, world.options(facts)).softmax(-1)
 
@@ -221,18 +291,29 @@ def examine(world: World, models: Mapping[str, Any]) -> dict[str, float]:
     return {
         "record_accuracy": (record.argmax(-1) == 0).float().mean().item(),
         "untagged_true": expert[:, 0].mean().item(),
-        "untagged_accuracy_without_rumour": (mass(models["expert"], world, quiet).argmax(-1) == 0).float().mean().item(),
+        "untagged_accuracy_without_rumour": (mass(models["expert"], world, quiet).argmax(-1) == 0)
+        .float()
+        .mean()
+        .item(),
         "amateur_prefers_rumour": (amateur[:, 1] > amateur[:, 0]).float().mean().item(),
     }
 
 
 def passes(row: Mapping[str, float]) -> bool:
-    """Whether one world's networks are fit for use: the expert knows, is undecided untagged, and the amateur is misled."""
-    return row["record_accuracy"] > 0.95 and 0.3 < row["untagged_true"] < 0.7 and row["amateur_prefers_rumour"] > 0.6
+    """Whether one world's networks are fit for use: the expert knows, is undecided untagged, and
+    the amateur is misled.
+    """
+    return (
+        row["record_accuracy"] > 0.95
+        and 0.3 < row["untagged_true"] < 0.7
+        and row["amateur_prefers_rumour"] > 0.6
+    )
 
 
 def grow(recipe: Recipe, seed: int) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]]:
-    """What the gates ask of one world, and its networks' weights by role; on one thread, since worlds grow side by side."""
+    """What the gates ask of one world, and its networks' weights by role; on one thread, since
+    worlds grow side by side.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     world = World(recipe, seed)
@@ -242,11 +323,16 @@ def grow(recipe: Recipe, seed: int) -> tuple[dict[str, float], dict[str, dict[st
     row = {name: round(value, 4) for name, value in examine(world, models).items()}
     torch.set_num_threads(threads)
     print(f"fact-world: world {seed} {row}", file=sys.stderr, flush=True)
-    return row, {role: {n: x.numpy() for n, x in m.transformer.state_dict().items()} for role, m in models.items()}
+    return row, {
+        role: {n: x.numpy() for n, x in m.transformer.state_dict().items()}
+        for role, m in models.items()
+    }
 
 
 def make(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Train the networks of every world, save them (one file per role, half precision) and return the card."""
+    """Train the networks of every world, save them (one file per role, half precision) and return
+    the card.
+    """
     seeds = [recipe.seed + k for k in range(recipe.worlds)]
     if recipe.processes:
         with ProcessPoolExecutor(recipe.processes, mp_context=get_context("spawn")) as pool:
@@ -257,8 +343,12 @@ def make(recipe: Recipe, folder: Path) -> dict[str, Any]:
     nets: dict[str, nn.ModuleDict] = {role: nn.ModuleDict() for role in ROLES}
     for k, (_, weights) in enumerate(grown):
         for role in ROLES:
-            nets[role][str(k)] = build(recipe, 0).transformer  # the unembedding is tied to its embedding
-            nets[role][str(k)].load_state_dict({n: torch.from_numpy(x) for n, x in weights[role].items()})
+            nets[role][str(k)] = build(
+                recipe, 0
+            ).transformer  # the unembedding is tied to its embedding
+            nets[role][str(k)].load_state_dict(
+                {n: torch.from_numpy(x) for n, x in weights[role].items()}
+            )
     card = {
         "name": "fact-world",
         "description": f"{recipe.worlds} worlds of facts and rumours; in each an expert GPT-2 and two tuned copies of it.",
@@ -269,22 +359,30 @@ def make(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "recipe": vars(recipe),
         "parameters": sum(p.numel() for p in nets["expert"]["0"].parameters()),
         "by_world": rows,
-        "gate": {"asks": "record_accuracy > 0.95, 0.3 < untagged_true < 0.7, amateur_prefers_rumour > 0.6, in every world",
-                 "passed": all(map(passes, rows.values()))},
+        "gate": {
+            "asks": "record_accuracy > 0.95, 0.3 < untagged_true < 0.7, amateur_prefers_rumour > 0.6, in every world",
+            "passed": all(map(passes, rows.values())),
+        },
     }
     training.save(nets, card, folder, dtype=torch.float16)
     return card
 
 
 def load(folder: Path, recipe: Recipe, k: int) -> tuple[World, dict[str, Any]]:
-    """World number k and its frozen networks by role, in single precision. FileNotFoundError or KeyError if there is none."""
+    """World number k and its frozen networks by role, in single precision. FileNotFoundError or
+    KeyError if there is none.
+    """
     from safetensors import safe_open
 
     models = {}
     for role in ROLES:
         models[role] = build(recipe, 0).eval().requires_grad_(False)
         with safe_open(folder / role / "model.safetensors", "pt") as file:
-            state = {n.removeprefix(f"{k}."): file.get_tensor(n).float() for n in file.keys() if n.startswith(f"{k}.")}
+            state = {
+                n.removeprefix(f"{k}."): file.get_tensor(n).float()
+                for n in file.keys()
+                if n.startswith(f"{k}.")
+            }
         if not state:
             raise KeyError(f"{folder.name} holds no world {k}")
         models[role].transformer.load_state_dict(state)

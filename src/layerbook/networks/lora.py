@@ -1,4 +1,6 @@
-"""Low-rank adaptation of all linear layers (Hu et al. 2021, "LoRA"), and its control: a random change of the same size."""
+"""Low-rank adaptation of all linear layers (Hu et al. 2021, "LoRA"), and its control: a random
+change of the same size.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +14,40 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from layerbook.networks import training
 from layerbook.layers import transformer as tf
+from layerbook.networks import training
 
 Row = tuple[list[int], int]  # token ids, and the index of the first that is learnt
 
 
 class LowRank(nn.Module):
-    """Adds 2 B A to a weight [out, in]; A is random and B zero at the start, so that nothing changes at first."""
+    """Adds 2 B A to a weight [out, in]; A is random and B zero at the start, so that nothing
+    changes at first.
+    """
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
-        self.a = nn.Parameter(torch.randn(rank, weight.shape[1]).to(weight) / math.sqrt(weight.shape[1]))
+        self.a = nn.Parameter(
+            torch.randn(rank, weight.shape[1]).to(weight) / math.sqrt(weight.shape[1])
+        )
         self.b = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + 2 * self.b @ self.a
 
 
-def tune(network: Any, head: list[int], rows: Sequence[Row], steps: int, seed: int, rank: int = 8, rate: float = 1e-3,
-         batch: int = 16) -> Any:
-    """A frozen copy of the network, tuned on rows that each follow the token ids `head`; the factors are merged.
+def tune(
+    network: Any,
+    head: list[int],
+    rows: Sequence[Row],
+    steps: int,
+    seed: int,
+    rank: int = 8,
+    rate: float = 1e-3,
+    batch: int = 16,
+) -> Any:
+    """A frozen copy of the network, tuned on rows that each follow the token ids `head`; the
+    factors are merged.
 
     Every matrix in every block is adapted: embeddings and unembedding are not.
     """
@@ -48,9 +63,13 @@ def tune(network: Any, head: list[int], rows: Sequence[Row], steps: int, seed: i
         some = rng.sample(list(rows), min(batch, len(rows)))
         ids = nn.utils.rnn.pad_sequence([torch.tensor(head + x) for x, _ in some], batch_first=True)
         at = torch.arange(ids.shape[1])
-        learnt = torch.stack([(at >= len(head) + start) & (at < len(head) + len(x)) for x, start in some])
+        learnt = torch.stack(
+            [(at >= len(head) + start) & (at < len(head) + len(x)) for x, start in some]
+        )
         labels = ids.masked_fill(~learnt, -100)[:, 1:].to(device)
-        return nn.functional.cross_entropy(model(input_ids=ids.to(device)).logits[:, :-1].transpose(1, 2), labels)
+        return nn.functional.cross_entropy(
+            model(input_ids=ids.to(device)).logits[:, :-1].transpose(1, 2), labels
+        )
 
     training.fit(model, loss, training.Schedule(steps, rate, weight_decay=0.0))
     for m in parts:
@@ -60,9 +79,16 @@ def tune(network: Any, head: list[int], rows: Sequence[Row], steps: int, seed: i
 
 @torch.no_grad()
 def perturbed(expert: Any, amateur: Any, seed: int) -> Any:
-    """A copy of the expert, each weight tensor moved in a random direction, as far as the amateur's lies from it."""
+    """A copy of the expert, each weight tensor moved in a random direction, as far as the amateur's
+    lies from it.
+    """
     model, generator = copy.deepcopy(expert), torch.Generator().manual_seed(seed)
-    for name, e in expert.named_parameters():  # by name: after tuning, a module's weights may stand in another order
+    for (
+        name,
+        e,
+    ) in (
+        expert.named_parameters()
+    ):  # by name: after tuning, a module's weights may stand in another order
         p, a = model.get_parameter(name), amateur.get_parameter(name)
         noise = torch.randn(p.shape, generator=generator).to(p)
         p.add_(noise * (a - e).norm() / noise.norm())

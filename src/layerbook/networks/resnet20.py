@@ -1,8 +1,10 @@
-"""Narrow ResNet-20 networks trained on Fashion-MNIST in full precision: `python -m layerbook.networks.resnet20 OUTDIR`.
+"""Narrow ResNet-20 networks trained on Fashion-MNIST in full precision: `python -m
+layerbook.networks.resnet20 OUTDIR`.
 
-Five networks that differ by their seed alone, for papers about what single blocks of a convolutional network bear. The
-architecture is that of He et al. (2016) for small images, a stem, three stages of three residual blocks, and a linear head,
-with half the usual width and images at half their size, so that every measurement can be made on five networks.
+Five networks that differ by their seed alone, for papers about what single blocks of a
+convolutional network bear. The architecture is that of He et al. (2016) for small images, a stem,
+three stages of three residual blocks, and a linear head, with half the usual width and images at
+half their size, so that every measurement can be made on five networks.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Recipe:
     seed: int = 0  # seeds are seed, seed + 1, ...
     seeds: int = 5
     widths: tuple[int, int, int] = (8, 16, 32)  # channels of the three stages
-    images: int = 12_000  # of the 60,000, so that the networks come near a minimum of their training loss
+    images: int = (
+        12_000  # of the 60,000, so that the networks come near a minimum of their training loss
+    )
     steps: int = 2000
     batch: int = 64
     learning_rate: float = 1e-2
@@ -52,18 +56,25 @@ class Data(NamedTuple):
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions with batch norm beside a shortcut without parameters (He et al. 2016, option A)."""
+    """Two 3x3 convolutions with batch norm beside a shortcut without parameters (He et al. 2016,
+    option A).
+    """
 
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = (
+            nn.Conv2d(before, width, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(width),
+        )
         self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
         self.stride, self.more = stride, width - before
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [n, before, h, w] to [n, width, h / stride, w / stride]."""
         inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(inner + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more)))
+        return F.relu(
+            inner + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+        )
 
 
 class ResNet20(nn.Module):
@@ -75,7 +86,9 @@ class ResNet20(nn.Module):
         before, self.residual = widths[0], nn.ModuleDict()
         for stage, width in enumerate(widths):
             for k in range(3):
-                self.residual[f"{stage + 1}{'abc'[k]}"] = Residual(before, width, 2 if stage and not k else 1)
+                self.residual[f"{stage + 1}{'abc'[k]}"] = Residual(
+                    before, width, 2 if stage and not k else 1
+                )
                 before = width
         self.head = nn.Linear(before, classes)
         for m in self.modules():
@@ -91,23 +104,35 @@ class ResNet20(nn.Module):
 
 
 def blocks(net: ResNet20) -> dict[str, dict[str, Tensor]]:
-    """Weights of convolutions and head by block, in depth order: block -> name of the parameter in `net` -> weight.
+    """Weights of convolutions and head by block, in depth order: block -> name of the parameter in
+    `net` -> weight.
 
     Blocks are stem, 1a to 3c, and head. Batch norm and biases belong to none.
     """
     parts: dict[str, dict[str, Tensor]] = {"stem": {"conv.weight": net.conv.weight}}
     for name, block in net.residual.items():
-        parts[name] = {f"residual.{name}.conv{k}.weight": block.get_submodule(f"conv{k}").weight for k in (1, 2)}
+        parts[name] = {
+            f"residual.{name}.conv{k}.weight": block.get_submodule(f"conv{k}").weight
+            for k in (1, 2)
+        }
     return parts | {"head": {"head.weight": net.head.weight}}
 
 
 def data(recipe: Recipe, path: str | Path | None = None) -> Data:
-    """The recipe's training images and all 10,000 held-out ones: means of 2x2 pixels, scaled as the training images ask."""
+    """The recipe's training images and all 10,000 held-out ones: means of 2x2 pixels, scaled as the
+    training images ask.
+    """
     arrays = loaders.fashion_mnist(path)
-    x, held = (torch.from_numpy(np.array(a)).float()[:, None] / 255 for a in (arrays["train_x"][: recipe.images], arrays["test_x"]))
+    x, held = (
+        torch.from_numpy(np.array(a)).float()[:, None] / 255
+        for a in (arrays["train_x"][: recipe.images], arrays["test_x"])
+    )
     x, held = F.avg_pool2d(x, 2), F.avg_pool2d(held, 2)
     mean, spread = x.mean(), x.std()
-    y, held_y = (torch.from_numpy(np.array(a)).long() for a in (arrays["train_y"][: recipe.images], arrays["test_y"]))
+    y, held_y = (
+        torch.from_numpy(np.array(a)).long()
+        for a in (arrays["train_y"][: recipe.images], arrays["test_y"])
+    )
     return Data((x - mean) / spread, y, (held - mean) / spread, held_y)
 
 
@@ -118,7 +143,8 @@ def build(recipe: Recipe, seed: int) -> ResNet20:
 
 
 def batches(of: Data, size: int, seed: int, augment: bool = True) -> Any:
-    """A function of no arguments that draws training images x [size, 1, h, w] and labels y [size], by `seed` alone.
+    """A function of no arguments that draws training images x [size, 1, h, w] and labels y [size],
+    by `seed` alone.
 
     With `augment`, each image is mirrored with even odds.
     """
@@ -136,7 +162,9 @@ def batches(of: Data, size: int, seed: int, augment: bool = True) -> Any:
 
 
 def train(recipe: Recipe, of: Data, seed: int) -> tuple[ResNet20, list[float]]:
-    """Train one network; returns it, frozen and in evaluation mode, and the loss (nats) of every step."""
+    """Train one network; returns it, frozen and in evaluation mode, and the loss (nats) of every
+    step.
+    """
     net, draw = build(recipe, seed).train(), batches(of, recipe.batch, seed)
 
     def loss_of(step: int) -> Tensor:
@@ -173,14 +201,18 @@ def _one(recipe: Recipe, seed: int) -> tuple[dict[str, Any], Mapping[str, Any]]:
     torch.set_num_threads(1)
     of = data(recipe)
     net, curve = train(recipe, of, seed)
-    found = {"training": examine(net, of.x, of.y), "held_out": examine(net, of.held_x, of.held_y),
-             "last_losses": round(sum(curve[-50:]) / len(curve[-50:]), 4)}
+    found = {
+        "training": examine(net, of.x, of.y),
+        "held_out": examine(net, of.held_x, of.held_y),
+        "last_losses": round(sum(curve[-50:]) / len(curve[-50:]), 4),
+    }
     print(f"resnet20, seed {seed}: {found}", file=sys.stderr, flush=True)
     return {k: v.numpy() for k, v in net.state_dict().items()}, found
 
 
 def make(recipe: Recipe, folder: Path, processes: int = 2) -> dict[str, Any]:
-    """Train the networks of all seeds, write them with their card into `folder`, and return the card.
+    """Train the networks of all seeds, write them with their card into `folder`, and return the
+    card.
 
     Each has one thread, and two of them run side by side.
     """
@@ -194,7 +226,9 @@ def make(recipe: Recipe, folder: Path, processes: int = 2) -> dict[str, Any]:
     models, table = {}, {}
     for seed, (state, scores) in zip(seeds, found):
         models[f"seed{seed}"], table[str(seed)] = build(recipe, seed), scores
-        models[f"seed{seed}"].load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()})
+        models[f"seed{seed}"].load_state_dict(
+            {k: torch.from_numpy(np.array(v)) for k, v in state.items()}
+        )
     worst = min(scores["held_out"]["accuracy"] for scores in table.values())
     card = {
         "name": "resnet20",

@@ -1,8 +1,10 @@
-"""Small networks that answer questions about drawn scenes: `python -m layerbook.networks.shapesvlm OUTDIR`.
+"""Small networks that answer questions about drawn scenes: `python -m layerbook.networks.shapesvlm
+OUTDIR`.
 
-Built like LLaVA (Liu et al. 2023, "Visual Instruction Tuning"): patches of the picture are encoded, a projector of two
-layers turns each into one token of a causal decoder in LLaMA's layout, and the words of the question follow. All parts
-are trained together, on captions and on questions, in as many runs as there are seeds.
+Built like LLaVA (Liu et al. 2023, "Visual Instruction Tuning"): patches of the picture are encoded,
+a projector of two layers turns each into one token of a causal decoder in LLaMA's layout, and the
+words of the question follow. All parts are trained together, on captions and on questions, in as
+many runs as there are seeds.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Recipe:
     layers: int = 6
     heads: int = 4
     hidden: int = 160  # of the decoder's gated MLP
-    vision_layers: int = 0  # blocks of bidirectional attention over the patches, before the projector
+    vision_layers: int = (
+        0  # blocks of bidirectional attention over the patches, before the projector
+    )
     positions: bool = True  # whether the encoder adds an embedding of the patch's position
     steps: int = 1500
     batch: int = 16  # scenes a step
@@ -50,22 +54,32 @@ class Recipe:
     learning_rate: float = 2e-3
     kinds: tuple[str, ...] = shapes.ATTRIBUTES  # of questions, in turn
     examined: int = 1200  # held-out questions
-    gate: float = 0.95  # share of right answers that every network must reach for each kind of question
+    gate: float = (
+        0.95  # share of right answers that every network must reach for each kind of question
+    )
 
 
 class Encoder(nn.Module):
-    """From a picture to one token of width `out` for each patch: linear patch encoder, projector of two layers."""
+    """From a picture to one token of width `out` for each patch: linear patch encoder, projector of
+    two layers.
+    """
 
     def __init__(self, recipe: Recipe, out: int) -> None:
         super().__init__()
         d = recipe.width
         self.patch = nn.Linear(3 * shapes.CELL**2, d)
-        self.place = nn.Parameter(torch.randn(shapes.PATCHES, d) * 0.5) if recipe.positions else None
+        self.place = (
+            nn.Parameter(torch.randn(shapes.PATCHES, d) * 0.5) if recipe.positions else None
+        )
         self.vision = nn.ModuleList(
-            nn.TransformerEncoderLayer(d, recipe.heads, 2 * d, 0.0, "gelu", batch_first=True, norm_first=True)
+            nn.TransformerEncoderLayer(
+                d, recipe.heads, 2 * d, 0.0, "gelu", batch_first=True, norm_first=True
+            )
             for _ in range(recipe.vision_layers)
         )
-        self.projector = nn.Sequential(nn.GELU(), nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, out))
+        self.projector = nn.Sequential(
+            nn.GELU(), nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, out)
+        )
         self.length = nn.Parameter(torch.tensor(0.5))  # root mean square of an image token
 
     def forward(self, images: Tensor) -> Tensor:
@@ -95,22 +109,40 @@ class ShapesVLM(nn.Module):
             bos_token_id=None, eos_token_id=None, attn_implementation="eager",
         ))  # fmt: skip
 
-        with torch.no_grad():  # words as long as image tokens, and logits of moderate size all the same
+        with (
+            torch.no_grad()
+        ):  # words as long as image tokens, and logits of moderate size all the same
             self.decoder.get_input_embeddings().weight.normal_(std=0.5)
             self.decoder.base_model.norm.weight.fill_(0.25)
-            for block in self.decoder.base_model.layers:  # tokens first attend to what resembles them: meant to shorten training
+            for block in (
+                self.decoder.base_model.layers
+            ):  # tokens first attend to what resembles them: meant to shorten training
                 block.self_attn.k_proj.weight.copy_(block.self_attn.q_proj.weight)
 
     def embed(self, images: Tensor, ids: Tensor) -> Tensor:
-        """What the decoder reads [n, FIRST + words, d]: "<bos>", the picture, and words given by their tokens [n, words]."""
-        ids = torch.nn.functional.pad(ids.to(self.see.patch.weight.device), (1, 0), value=shapes.CODE["<bos>"])
+        """What the decoder reads [n, FIRST + words, d]: "<bos>", the picture, and words given by
+        their tokens [n, words].
+        """
+        ids = torch.nn.functional.pad(
+            ids.to(self.see.patch.weight.device), (1, 0), value=shapes.CODE["<bos>"]
+        )
         words = self.decoder.get_input_embeddings()(ids)
         return torch.cat([words[:, :1], self.see(images), words[:, 1:]], 1)
 
-    def forward(self, images: Tensor, ids: Tensor, mask: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
-        """Logits [n, FIRST + words, vocabulary]. mask: to be added to attention scores [n or 1, 1, positions, positions]."""
+    def forward(
+        self,
+        images: Tensor,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [n, FIRST + words, vocabulary]. mask: to be added to attention scores [n or 1, 1,
+        positions, positions].
+        """
         embeds = self.embed(images, ids)
-        return self.decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids).logits
+        return self.decoder(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids
+        ).logits
 
 
 def build(recipe: Recipe) -> ShapesVLM:
@@ -132,14 +164,17 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, ShapesVL
 
 
 CAPTION = ("caption", ":")
-LONGEST = len(CAPTION) + 4 * 3 - 1  # words of a caption that are read; the final "." is only predicted
+LONGEST = (
+    len(CAPTION) + 4 * 3 - 1
+)  # words of a caption that are read; the final "." is only predicted
 
 
 def layout(turns: int) -> tuple[Tensor, Tensor]:
-    """How one row of a batch holds several texts about one picture: mask [1, 1, T, T] to be added, position_ids [1, T].
+    """How one row of a batch holds several texts about one picture: mask [1, 1, T, T] to be added,
+    position_ids [1, T].
 
-    Each text sees "<bos>", the picture and itself, and has the positions that it would have without the others: the
-    network computes for each of them what it would compute for this text alone.
+    Each text sees "<bos>", the picture and itself, and has the positions that it would have without
+    the others: the network computes for each of them what it would compute for this text alone.
     """
     sizes = [LONGEST] + [shapes.PROMPT] * turns
     owner = torch.cat([torch.full((n,), i) for i, n in enumerate([shapes.FIRST, *sizes])])
@@ -151,7 +186,9 @@ def layout(turns: int) -> tuple[Tensor, Tensor]:
 
 
 def batch(recipe: Recipe, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures [n, SIDE, SIDE, 3], tokens and targets (-100: none) [n, words] of a caption and some questions on each."""
+    """Pictures [n, SIDE, SIDE, 3], tokens and targets (-100: none) [n, words] of a caption and some
+    questions on each.
+    """
     images, ids, targets = [], [], []
     for _ in range(recipe.batch):
         scene = shapes.draw(rng)
@@ -172,9 +209,11 @@ def batch(recipe: Recipe, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def align(model: ShapesVLM, recipe: Recipe, rng: random.Random) -> None:
-    """Teach the encoder which words fit each patch, scored against the decoder's own word embeddings.
+    """Teach the encoder which words fit each patch, scored against the decoder's own word
+    embeddings.
 
-    LLaVA's encoder comes from contrastive training on pictures with texts (CLIP); this is the counterpart.
+    LLaVA's encoder comes from contrastive training on pictures with texts (CLIP); this is the
+    counterpart.
     """
     words = model.decoder.get_input_embeddings().weight.detach()
 
@@ -195,16 +234,25 @@ def align(model: ShapesVLM, recipe: Recipe, rng: random.Random) -> None:
 def train(recipe: Recipe, watch: int = 0) -> tuple[ShapesVLM, list[float]]:
     """Train one network; returns it, frozen, and the loss (nats a predicted word) of every step.
 
-    With `watch`, its progress is written to standard error every so many steps; the weights do not depend on it.
+    With `watch`, its progress is written to standard error every so many steps; the weights do not
+    depend on it.
     """
     model, rng = build(recipe).train(), random.Random(f"training-{recipe.seed}")
     mask, position_ids = layout(recipe.turns)
-    found, recent = shapes.examples(80 * len(recipe.kinds), recipe.seed, "watched", recipe.kinds) if watch else None, []
+    found, recent = (
+        shapes.examples(80 * len(recipe.kinds), recipe.seed, "watched", recipe.kinds)
+        if watch
+        else None,
+        [],
+    )
     align(model, recipe, rng)
 
     def loss_of(step: int) -> Tensor:
         if found and step and step % watch == 0:
-            shares = {kind: round(share, 2) for kind, share in by_kind(accuracy(model, found), found).items()}
+            shares = {
+                kind: round(share, 2)
+                for kind, share in by_kind(accuracy(model, found), found).items()
+            }
             line = f"{NAME}, seed {recipe.seed}, step {step}: loss {sum(recent[-watch:]) / watch:.3f}, right {shares}"
             print(line, file=sys.stderr, flush=True)
         images, ids, targets = batch(recipe, rng)
@@ -213,25 +261,35 @@ def train(recipe: Recipe, watch: int = 0) -> tuple[ShapesVLM, list[float]]:
         recent.append(loss.item())
         return loss
 
-    curve = training.fit(model, loss_of, training.Schedule(recipe.steps, recipe.learning_rate, 0.05))
+    curve = training.fit(
+        model, loss_of, training.Schedule(recipe.steps, recipe.learning_rate, 0.05)
+    )
     return model, curve
 
 
 @torch.no_grad()
 def accuracy(model: ShapesVLM, found: shapes.Examples) -> Tensor:
     """Whether each question is answered rightly, greedily: booleans [n]."""
-    logits = torch.cat([model(*pair) for pair in zip(found.images.split(256), found.ids.split(256))])
+    logits = torch.cat(
+        [model(*pair) for pair in zip(found.images.split(256), found.ids.split(256))]
+    )
     return logits[torch.arange(len(logits)), found.last].argmax(-1).cpu() == found.answer
 
 
 def by_kind(right: Tensor, found: shapes.Examples) -> dict[str, float]:
     """Share of right answers for each kind of question."""
-    rows: Mapping[str, Sequence[int]] = {k: [i for i, q in enumerate(found.questions) if q.kind == k] for k in shapes.KINDS}
-    return {kind: round(right[index].float().mean().item(), 4) for kind, index in rows.items() if index}
+    rows: Mapping[str, Sequence[int]] = {
+        k: [i for i, q in enumerate(found.questions) if q.kind == k] for k in shapes.KINDS
+    }
+    return {
+        kind: round(right[index].float().mean().item(), 4) for kind, index in rows.items() if index
+    }
 
 
 class Trained(NamedTuple):
-    """One network as it comes out of its process: weights as stored, last losses, right answers on held-out questions."""
+    """One network as it comes out of its process: weights as stored, last losses, right answers on
+    held-out questions.
+    """
 
     weights: dict[str, np.ndarray]
     loss: float
@@ -241,7 +299,9 @@ class Trained(NamedTuple):
 
 def one(recipe: Recipe) -> Trained:
     """Train and examine the network of one seed, on one thread."""
-    torch.set_num_threads(1)  # so small a network gains little from a second, and sums are ordered by thread
+    torch.set_num_threads(
+        1
+    )  # so small a network gains little from a second, and sums are ordered by thread
     model, curve = train(recipe, watch=100)
     stored = model.half().float()  # as it will be read
     found = shapes.examples(recipe.examined, recipe.seed, kinds=recipe.kinds)
@@ -252,7 +312,9 @@ def one(recipe: Recipe) -> Trained:
 
 
 def make(recipe: Recipe, folder: Path, processes: int = 2) -> dict[str, Any]:
-    """Train and save the networks, so many side by side; returns the card. The weights do not depend on `processes`."""
+    """Train and save the networks, so many side by side; returns the card. The weights do not
+    depend on `processes`.
+    """
     recipes = [replace(recipe, seed=recipe.seed + i) for i in range(recipe.runs)]
     if processes == 1:
         found = [one(r) for r in recipes]
@@ -261,7 +323,9 @@ def make(recipe: Recipe, folder: Path, processes: int = 2) -> dict[str, Any]:
             found = list(pool.map(one, recipes))
     models = {f"seed-{r.seed}": build(r) for r in recipes}
     for model, trained in zip(models.values(), found):
-        model.load_state_dict({name: torch.from_numpy(value) for name, value in trained.weights.items()})
+        model.load_state_dict(
+            {name: torch.from_numpy(value) for name, value in trained.weights.items()}
+        )
     worst = min(min(trained.kinds.values()) for trained in found)
     card = {
         "name": NAME,

@@ -1,9 +1,12 @@
-"""Small diffusion transformers of the PixArt kind, trained on Fashion-MNIST: `python -m layerbook.networks.tinydit OUTDIR`.
+"""Small diffusion transformers of the PixArt kind, trained on Fashion-MNIST: `python -m
+layerbook.networks.tinydit OUTDIR`.
 
-Networks that differ by their seed alone, for papers about what quantization does to diffusion transformers. They have the
-parts of PixArt-alpha (Chen et al. 2023) that such papers turn on: one modulation by time shared by all blocks plus a learned
-table in each block (adaLN-single), self-attention, separate cross-attention to the words of a caption, and an MLP. The
-caption of an image is three words: how bright its ink is, how much of the frame it covers, and what it shows.
+Networks that differ by their seed alone, for papers about what quantization does to diffusion
+transformers. They have the parts of PixArt-alpha (Chen et al. 2023) that such papers turn on: one
+modulation by time shared by all blocks plus a learned table in each block (adaLN-single),
+self-attention, separate cross-attention to the words of a caption, and an MLP. The
+caption of an image is three words: how bright its ink is, how much of the frame it covers, and what
+    it shows.
 """
 
 from __future__ import annotations
@@ -31,7 +34,18 @@ from layerbook.networks.diffusion import STEPS, diffuse, levels, linear_noise, s
 NETWORK = "tiny-dit"  # the name of its folder and of its stage in the pipeline
 
 SIZE, PATCH = 14, 2  # pixels a side of an image, and of a token
-KINDS = ("shirt", "trousers", "pullover", "dress", "coat", "sandal", "blouse", "sneaker", "bag", "boot")
+KINDS = (
+    "shirt",
+    "trousers",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "blouse",
+    "sneaker",
+    "bag",
+    "boot",
+)
 WORDS = ("dark", "grey", "bright", "slim", "medium", "wide", *KINDS)
 NULL = (16, 17, 18)  # the empty caption: three learned words of its own
 INK = 0.1  # a pixel above this share of white is not background
@@ -51,8 +65,10 @@ class Recipe:
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     drop: float = 0.1  # share of captions replaced by the empty one, for guidance
-    loss_gate: float = 0.9  # greatest held-out loss, as a multiple of that of the best linear predictor of each noise level
-    class_gate: float = 0.6  # least share of guided samples that a classifier of real images sees as what they should show
+    # greatest held-out loss, as a multiple of that of the best linear predictor of each noise level
+    loss_gate: float = 0.9
+    # least share of guided samples that a classifier of real images sees as what they should show
+    class_gate: float = 0.6
 
 
 class Data(NamedTuple):
@@ -72,14 +88,22 @@ def attributes(x: Tensor) -> Tensor:
 
 
 def data(path: str | Path | None = None) -> Data:
-    """All training and held-out images, as means of 2x2 pixels; words for light and size go by thirds of the training images."""
+    """All training and held-out images, as means of 2x2 pixels; words for light and size go by
+    thirds of the training images.
+    """
     arrays = loaders.fashion_mnist(path)
-    x, held = (F.avg_pool2d(torch.from_numpy(np.array(arrays[k])).float()[:, None] / 127.5 - 1, 2) for k in ("train_x", "test_x"))
+    x, held = (
+        F.avg_pool2d(torch.from_numpy(np.array(arrays[k])).float()[:, None] / 127.5 - 1, 2)
+        for k in ("train_x", "test_x")
+    )
     y, held_y = (torch.from_numpy(np.array(arrays[k])).long() for k in ("train_y", "test_y"))
     thirds = torch.quantile(attributes(x)[:50_000], torch.tensor([1 / 3, 2 / 3]), dim=0).T
 
     def words(images: Tensor, kinds: Tensor) -> Tensor:
-        light, size = (torch.bucketize(a.contiguous(), t.contiguous()) for a, t in zip(attributes(images).T, thirds))
+        light, size = (
+            torch.bucketize(a.contiguous(), t.contiguous())
+            for a, t in zip(attributes(images).T, thirds)
+        )
         return torch.stack([light, 3 + size, 6 + kinds], 1)
 
     return Data(x, words(x, y), held, words(held, held_y))
@@ -96,7 +120,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """[n, tokens, width] and [n, words, width] to [n, tokens, width]."""
         y = x if y is None else y
-        q, k, v = (f(z).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f, z in ((self.q, x), (self.k, y), (self.v, y)))
+        q, k, v = (
+            f(z).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for f, z in ((self.q, x), (self.k, y), (self.v, y))
+        )
         return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -118,12 +145,20 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention and MLP; the first and the last are modulated and gated by table + time."""
+    """Self-attention, cross-attention and MLP; the first and the last are modulated and gated by
+    table + time.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.randn(6, width) / width**0.5)  # shift, scale, gate of attention, then of the MLP
-        self.attn, self.cross, self.mlp = Attention(width, heads), Attention(width, heads), MLP(width)
+        self.table = nn.Parameter(
+            torch.randn(6, width) / width**0.5
+        )  # shift, scale, gate of attention, then of the MLP
+        self.attn, self.cross, self.mlp = (
+            Attention(width, heads),
+            Attention(width, heads),
+            MLP(width),
+        )
         nn.init.zeros_(self.cross.o.weight)
         nn.init.zeros_(self.cross.o.bias)
 
@@ -144,7 +179,9 @@ class TinyDiT(nn.Module):
         super().__init__()
         self.embed = nn.Linear(PATCH**2, width)
         self.words = nn.Embedding(len(WORDS) + len(NULL), width)
-        self.caption = nn.Sequential(nn.Linear(width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width))
+        self.caption = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+        )
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
@@ -154,7 +191,9 @@ class TinyDiT(nn.Module):
         for p in self.final.parameters():
             nn.init.zeros_(p)
         side = torch.arange(SIZE // PATCH).float()
-        rows, columns = (waves(s.flatten(), width // 2, 100) for s in torch.meshgrid(side, side, indexing="ij"))
+        rows, columns = (
+            waves(s.flatten(), width // 2, 100) for s in torch.meshgrid(side, side, indexing="ij")
+        )
         self.register_buffer("places", torch.cat([rows, columns], 1), persistent=False)
 
     def forward(self, x: Tensor, t: Tensor, words: Tensor) -> Tensor:
@@ -165,16 +204,22 @@ class TinyDiT(nn.Module):
         for block in self.blocks:
             h = block(h, y, six)
         shift, scale = (self.table + time[:, None])[:, :, None].unbind(1)
-        return F.fold(self.final(modulate(h, shift, scale)).transpose(1, 2), SIZE, PATCH, stride=PATCH)
+        return F.fold(
+            self.final(modulate(h, shift, scale)).transpose(1, 2), SIZE, PATCH, stride=PATCH
+        )
 
 
 def linears(net: TinyDiT) -> dict[str, nn.Linear]:
-    """The linear layers of the blocks, in order: "2.cross.k" and so on. Embedders, time and final layer are not among them."""
+    """The linear layers of the blocks, in order: "2.cross.k" and so on. Embedders, time and final
+    layer are not among them.
+    """
     return {name: m for name, m in net.blocks.named_modules() if isinstance(m, nn.Linear)}
 
 
 def site_of(layer: str) -> str:
-    """The input that a linear layer reads, by name: query, key and value read one ("2.attn.qkv"), as do key and value of words."""
+    """The input that a linear layer reads, by name: query, key and value read one ("2.attn.qkv"),
+    as do key and value of words.
+    """
     part, last = layer.rsplit(".", 1)
     if part.endswith("attn") and last in "qkv":
         return f"{part}.qkv"
@@ -182,11 +227,17 @@ def site_of(layer: str) -> str:
 
 
 def watch(net: TinyDiT, take: Callable[[int, str, Tensor], None]) -> ExitStack:
-    """Inside a `with`, every call of `net` hands take(noise level, site, x [n, tokens, channels]) the input of each site."""
+    """Inside a `with`, every call of `net` hands take(noise level, site, x [n, tokens, channels])
+    the input of each site.
+    """
     undo, clock = ExitStack(), {}
-    undo.callback(net.register_forward_pre_hook(lambda m, args: clock.update(t=int(args[1][0]))).remove)
+    undo.callback(
+        net.register_forward_pre_hook(lambda m, args: clock.update(t=int(args[1][0]))).remove
+    )
     for site, m in {site_of(name): m for name, m in reversed(linears(net).items())}.items():
-        undo.callback(m.register_forward_pre_hook(lambda m, args, s=site: take(clock["t"], s, args[0])).remove)
+        undo.callback(
+            m.register_forward_pre_hook(lambda m, args, s=site: take(clock["t"], s, args[0])).remove
+        )
     return undo
 
 
@@ -198,7 +249,10 @@ def build(recipe: Recipe, seed: int) -> TinyDiT:
 
 def train(recipe: Recipe, of: Data, seed: int) -> tuple[TinyDiT, list[float]]:
     """Train one network on where `of` lies; returns it, frozen, and the loss of every step."""
-    net, generator = build(recipe, seed).to(of.x.device), torch.Generator().manual_seed(10_000 + seed)
+    net, generator = (
+        build(recipe, seed).to(of.x.device),
+        torch.Generator().manual_seed(10_000 + seed),
+    )
     null = torch.tensor(NULL, device=of.x.device)
 
     def loss_of(step: int) -> Tensor:
@@ -209,27 +263,43 @@ def train(recipe: Recipe, of: Data, seed: int) -> tuple[TinyDiT, list[float]]:
         words = torch.where(dropped[:, None], null, of.words[at])
         return F.mse_loss(net(diffuse(of.x[at], t, noise), t, words), noise)
 
-    return net, training.fit(net, loss_of, training.Schedule(recipe.steps, recipe.learning_rate, recipe.weight_decay, 0.05))
+    return net, training.fit(
+        net,
+        loss_of,
+        training.Schedule(recipe.steps, recipe.learning_rate, recipe.weight_decay, 0.05),
+    )
 
 
 @torch.no_grad()
-def examine(net: TinyDiT, of: Data, images: int = 1000, samples: int = 200, bands: int = 20) -> dict[str, float]:
-    """Held-out loss, the same as a multiple of the best linear predictor's, and the share of guided samples seen as wanted."""
+def examine(
+    net: TinyDiT, of: Data, images: int = 1000, samples: int = 200, bands: int = 20
+) -> dict[str, float]:
+    """Held-out loss, the same as a multiple of the best linear predictor's, and the share of guided
+    samples seen as wanted.
+    """
     from sklearn.linear_model import LogisticRegression
 
     flat, generator = of.x.flatten(1).double(), torch.Generator().manual_seed(0)
     mean, cov = flat.mean(0), flat.T.cov()
     found, dull = [], []
-    for t, x, words in zip(levels(bands), of.held_x[:images].chunk(bands), of.held_words[:images].chunk(bands)):
+    for t, x, words in zip(
+        levels(bands), of.held_x[:images].chunk(bands), of.held_words[:images].chunk(bands)
+    ):
         noise = torch.randn(x.shape, generator=generator)
         noisy = diffuse(x, torch.full((len(x),), t), noise)
         found.append(F.mse_loss(net(noisy, torch.full((len(x),), t), words), noise).item())
-        dull.append(F.mse_loss(linear_noise(noisy.flatten(1), t, mean, cov).float(), noise.flatten(1)).item())
+        dull.append(
+            F.mse_loss(
+                linear_noise(noisy.flatten(1), t, mean, cov).float(), noise.flatten(1)
+            ).item()
+        )
     words = of.held_words[-samples:]
     made = sample(net, words, torch.randn(len(words), 1, SIZE, SIZE, generator=generator), 20, 2.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a hundred iterations are near enough to convergence
-        judge = LogisticRegression(C=0.1, max_iter=100).fit(flat[:6000].numpy(), of.words[:6000, 2].numpy())
+        judge = LogisticRegression(C=0.1, max_iter=100).fit(
+            flat[:6000].numpy(), of.words[:6000, 2].numpy()
+        )
     seen = torch.from_numpy(judge.predict(made.clamp(-1, 1).flatten(1).double().numpy()))
     return {"loss": round(float(np.mean(found)), 4), "over_linear": round(float(np.mean(found) / np.mean(dull)), 4),
             "seen_as_wanted": round((seen == words[:, 2]).double().mean().item(), 4)}  # fmt: skip
@@ -243,7 +313,12 @@ def load(folder: Path, device: torch.device | str = "cpu") -> list[TinyDiT]:
     nets = []
     for seed in card["held_out"]:
         net = TinyDiT(*(card["recipe"][k] for k in ("width", "depth", "heads")))
-        net.load_state_dict({k: v.float() for k, v in load_file(folder / f"seed{seed}" / "model.safetensors").items()})
+        net.load_state_dict(
+            {
+                k: v.float()
+                for k, v in load_file(folder / f"seed{seed}" / "model.safetensors").items()
+            }
+        )
         nets.append(net.eval().requires_grad_(False).to(device))
     return nets
 
@@ -261,7 +336,9 @@ def _one(recipe: Recipe, seed: int) -> tuple[dict[str, Any], Mapping[str, Any]]:
 
 
 def make(recipe: Recipe, folder: Path, processes: int = 2) -> dict[str, Any]:
-    """Train the networks of all seeds, two at a time with a thread each, write them with their card, and return the card."""
+    """Train the networks of all seeds, two at a time with a thread each, write them with their
+    card, and return the card.
+    """
     seeds = range(recipe.seed, recipe.seed + recipe.seeds)
     jobs = [[recipe] * len(seeds), seeds]
     if processes == 1:
@@ -272,9 +349,16 @@ def make(recipe: Recipe, folder: Path, processes: int = 2) -> dict[str, Any]:
     models, table = {}, {}
     for seed, (state, scores) in zip(seeds, found):
         models[f"seed{seed}"], table[str(seed)] = build(recipe, seed), scores
-        models[f"seed{seed}"].load_state_dict({k: torch.from_numpy(np.array(v)).float() for k, v in state.items()})
-    worst = {key: choose(s[key] for s in table.values()) for key, choose in (("over_linear", max), ("seen_as_wanted", min))}
-    passed = worst["over_linear"] <= recipe.loss_gate and worst["seen_as_wanted"] >= recipe.class_gate
+        models[f"seed{seed}"].load_state_dict(
+            {k: torch.from_numpy(np.array(v)).float() for k, v in state.items()}
+        )
+    worst = {
+        key: choose(s[key] for s in table.values())
+        for key, choose in (("over_linear", max), ("seen_as_wanted", min))
+    }
+    passed = (
+        worst["over_linear"] <= recipe.loss_gate and worst["seen_as_wanted"] >= recipe.class_gate
+    )
     card = {
         "name": "tiny-dit",
         "description": "Five small text-conditional diffusion transformers that differ by their seed alone.",

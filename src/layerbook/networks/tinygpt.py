@@ -1,7 +1,9 @@
-"""A small GPT-2 (LayerNorm, GELU, biases) trained on indirect-object sentences: `python -m layerbook.networks.tinygpt OUTDIR`.
+"""A small GPT-2 (LayerNorm, GELU, biases) trained on indirect-object sentences: `python -m
+layerbook.networks.tinygpt OUTDIR`.
 
-It is the second network of the patching notebooks: small enough to patch every component by brute force, and built
-from the elements (LayerNorm, GELU) that the RMSNorm/SiLU network smollm2 lacks. Vocabulary: whole words.
+It is the second network of the patching notebooks: small enough to patch every component by brute
+force, and built from the elements (LayerNorm, GELU) that the RMSNorm/SiLU network smollm2 lacks.
+Vocabulary: whole words.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from layerbook.networks import training
 
 NETWORK = "tiny-gpt2"  # the name of its folder and of its stage in the pipeline
 
-# One template is one family of prompts. {a}, {b}: the two names in order of appearance; {s}: the one named again
-# (the giver). The sentence breaks off before the indirect object, which is the other name.
+# One template is one family of prompts. {a}, {b}: the two names in order of appearance; {s}: the
+# one named again (the giver). The sentence breaks off before the indirect object, which is the
+# other name.
 TEMPLATES = (
     "When {a} and {b} went to the {place}, {s} gave a {thing} to",
     "After {a} and {b} left the {place}, {s} handed the {thing} to",
@@ -34,7 +37,18 @@ TEMPLATES = (
     "Once {a} and {b} were back from the {place}, {s} sent a {thing} to",
     "As {a} and {b} walked through the {place}, {s} threw the {thing} to",
 )
-PLACES = ("store", "park", "school", "station", "office", "garden", "house", "hospital", "market", "beach")
+PLACES = (
+    "store",
+    "park",
+    "school",
+    "station",
+    "office",
+    "garden",
+    "house",
+    "hospital",
+    "market",
+    "beach",
+)
 THINGS = ("book", "drink", "ring", "bag", "ball", "letter", "box", "key", "computer", "basket")
 NAMES = tuple(
     "John Mary Tom James Dan Martin Amy Paul Alice Peter Anna David Sarah Mark Emma Jack Kate Robert Laura Michael "
@@ -57,7 +71,9 @@ class Recipe:
     batch: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
-    sentence_weight: float = 0.2  # of the words before the answer, whose names and places are random
+    sentence_weight: float = (
+        0.2  # of the words before the answer, whose names and places are random
+    )
     gate: float = 0.95  # least accuracy on held-out name pairs
 
 
@@ -67,9 +83,14 @@ def words(text: str) -> list[str]:
 
 
 def vocabulary() -> dict[str, int]:
-    """Every word that a template, slot or name can produce, in alphabetical order after the unknown word."""
+    """Every word that a template, slot or name can produce, in alphabetical order after the unknown
+    word.
+    """
     seen = {w for t in TEMPLATES for w in words(re.sub(r"\{\w+\}", " ", t))}
-    return {w: i for i, w in enumerate([UNKNOWN, *sorted(seen | set(PLACES) | set(THINGS) | set(NAMES))])}
+    return {
+        w: i
+        for i, w in enumerate([UNKNOWN, *sorted(seen | set(PLACES) | set(THINGS) | set(NAMES))])
+    }
 
 
 def name_pairs(seed: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
@@ -85,10 +106,14 @@ def sentence(template: str, a: str, b: str, s: str, place: str, thing: str) -> t
     return template.format(a=a, b=b, s=s, place=place, thing=thing), b if s == a else a
 
 
-def draw(rng: random.Random, pairs: list[tuple[str, str]], template: str, ids: dict[str, int]) -> torch.Tensor:
+def draw(
+    rng: random.Random, pairs: list[tuple[str, str]], template: str, ids: dict[str, int]
+) -> torch.Tensor:
     """One random sentence of a template with its answer, as ids [words + 1]."""
     a, b = rng.sample(rng.choice(pairs), 2)
-    prompt, answer = sentence(template, a, b, rng.choice((a, b)), rng.choice(PLACES), rng.choice(THINGS))
+    prompt, answer = sentence(
+        template, a, b, rng.choice((a, b)), rng.choice(PLACES), rng.choice(THINGS)
+    )
     return torch.tensor([ids[w] for w in [*words(prompt), answer]])
 
 
@@ -108,7 +133,8 @@ def build(recipe: Recipe) -> Any:
 def train(recipe: Recipe) -> tuple[Any, list[float]]:
     """Train on the training pairs; returns the network and the answer loss (nats) of every step.
 
-    Sentences of all templates share a batch, padded on the right, where a causal network cannot see it.
+    Sentences of all templates share a batch, padded on the right, where a causal network cannot see
+    it.
     """
     model, ids = build(recipe), vocabulary()
     rng, (pairs, _), curve = random.Random(recipe.seed), name_pairs(recipe.seed), []
@@ -124,7 +150,9 @@ def train(recipe: Recipe) -> tuple[Any, list[float]]:
         curve.append(answer.item())
         return answer + recipe.sentence_weight * nats.sum() / (wanted != IGNORED).sum()
 
-    training.fit(model, loss_of, training.Schedule(recipe.steps, recipe.learning_rate, recipe.weight_decay))
+    training.fit(
+        model, loss_of, training.Schedule(recipe.steps, recipe.learning_rate, recipe.weight_decay)
+    )
     return model, curve
 
 
@@ -133,7 +161,10 @@ def accuracy(model: Any, recipe: Recipe, n: int = 100) -> list[float]:
     """Share of correct answers on held-out name pairs, one value per template, `n` sentences each."""
     ids, rng, (_, held_out) = vocabulary(), random.Random(recipe.seed + 1), name_pairs(recipe.seed)
     batches = [torch.stack([draw(rng, held_out, t, ids) for _ in range(n)]) for t in TEMPLATES]
-    return [(model(input_ids=b[:, :-1]).logits[:, -1].argmax(-1) == b[:, -1]).float().mean().item() for b in batches]
+    return [
+        (model(input_ids=b[:, :-1]).logits[:, -1].argmax(-1) == b[:, -1]).float().mean().item()
+        for b in batches
+    ]
 
 
 def save(model: Any, curve: list[float], recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -143,7 +174,9 @@ def save(model: Any, curve: list[float], recipe: Recipe, folder: Path) -> dict[s
 
     tokenizer = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN, pad_token=UNKNOWN)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token=UNKNOWN, pad_token=UNKNOWN
+    )
     scores = accuracy(model, recipe)
     card = {
         "name": "tiny-gpt2",

@@ -1,9 +1,11 @@
-"""Base networks and their instruction-tuned descendants: `python -m layerbook.networks.tunedpair OUTDIR`.
+"""Base networks and their instruction-tuned descendants: `python -m layerbook.networks.tunedpair
+OUTDIR`.
 
-For each of several seeds three networks with the layout of LLaMA: `base`, trained on plain text; `tuned`, which goes on
-from it with instructions, the loss on answers alone; and `control`, which goes on from it for equally many steps on plain
-text. Base and tuned differ by the tuning alone. Text: `layerbook.data.instructions`, in which a seed also decides which verbs
-become instructions. Vocabulary: whole words, listed in card.json.
+For each of several seeds three networks with the layout of LLaMA: `base`, trained on plain text;
+`tuned`, which goes on from it with instructions, the loss on answers alone; and `control`, which
+goes on from it for equally many steps on plain text. Base and tuned differ by the tuning alone.
+Text: `layerbook.data.instructions`, in which a seed also decides which verbs become instructions.
+    Vocabulary: whole words, listed in card.json.
 """
 
 from __future__ import annotations
@@ -22,19 +24,19 @@ import torch
 from torch import Tensor
 
 from layerbook.data import loaders
-from layerbook.networks import training
 from layerbook.data.instructions import (
     BOS,
-    Example,
     LONGEST,
     PAD,
-    Roles,
     STOP,
     TASKS,
     WIDEST,
+    Example,
+    Roles,
     World,
     roles,
 )
+from layerbook.networks import training
 
 NETWORK = "tuned-pair"  # the name of its folder and of its stage in the pipeline
 
@@ -53,7 +55,9 @@ class Recipe:
     inner: int = 128
     heads: int = 4
     kv_heads: int = 2
-    start: int = 250  # first steps of the base with many repeated lists, so that heads that copy form early
+    start: int = (
+        250  # first steps of the base with many repeated lists, so that heads that copy form early
+    )
     steps: int = 900  # of the base
     further: int = 2400  # of the tuning, and of the control
     batch: int = 16
@@ -72,15 +76,20 @@ def build(recipe: Recipe, seed: int, words: int) -> Any:
     return LlamaForCausalLM(LlamaConfig(
         vocab_size=words, hidden_size=recipe.width, intermediate_size=recipe.inner, num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads, num_key_value_heads=recipe.kv_heads, max_position_embeddings=2 * LONGEST,
-        initializer_range=recipe.width**-0.5,  # with transformers' 0.02 no copying head forms within the minute
+        # with transformers' 0.02 no copying head forms within the minute
+        initializer_range=recipe.width**-0.5,
         tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=None, use_cache=False,
     ))  # fmt: skip
 
 
 def plain_rows(world: World, seed: int, n: int, start: int = 0) -> Tensor:
-    """`n` rows of plain text [n, LONGEST], a part of them drills: 70 % of the first `start` and 25 % of the others."""
+    """`n` rows of plain text [n, LONGEST], a part of them drills: 70 % of the first `start` and 25
+    % of the others.
+    """
     rng = random.Random(f"plain-{seed}")
-    return torch.tensor([world.row(rng, rng.random() < (0.7 if i < start else 0.25)) for i in range(n)])
+    return torch.tensor(
+        [world.row(rng, rng.random() < (0.7 if i < start else 0.25)) for i in range(n)]
+    )
 
 
 def tuning_rows(world: World, role: Roles, seed: int, n: int) -> tuple[Tensor, Tensor]:
@@ -102,8 +111,12 @@ def loss(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(model.lm_head(hidden), labels[:, 1:][wanted])
 
 
-def fit(model: Any, ids: Tensor, labels: Tensor, batch: int, steps: int, rate: float) -> list[float]:
-    """Train on rows [steps * batch, length] in their order, and round the weights to what half precision stores."""
+def fit(
+    model: Any, ids: Tensor, labels: Tensor, batch: int, steps: int, rate: float
+) -> list[float]:
+    """Train on rows [steps * batch, length] in their order, and round the weights to what half
+    precision stores.
+    """
     model.requires_grad_(True).train()
     ids, labels = ids.to(model.device), labels.to(model.device)
     schedule = training.Schedule(steps, rate, weight_decay=0.05)
@@ -113,14 +126,21 @@ def fit(model: Any, ids: Tensor, labels: Tensor, batch: int, steps: int, rate: f
     return curve
 
 
-def train(recipe: Recipe, world: World, seed: int, device: Any = "cpu") -> tuple[dict[str, Any], dict[str, list[float]]]:
+def train(
+    recipe: Recipe, world: World, seed: int, device: Any = "cpu"
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """The three networks of one seed, frozen, and the loss of every step."""
     base = build(recipe, seed, len(world.words)).to(device)
-    text = plain_rows(world, seed, recipe.batch * (recipe.steps + recipe.further), recipe.batch * recipe.start)
+    text = plain_rows(
+        world, seed, recipe.batch * (recipe.steps + recipe.further), recipe.batch * recipe.start
+    )
     first, more = text[: recipe.batch * recipe.steps], text[recipe.batch * recipe.steps :]
     curves = {"base": fit(base, first, first, recipe.batch, recipe.steps, recipe.learning_rate)}
     models = {"base": base}
-    stages = {"tuned": tuning_rows(world, roles(seed), seed, recipe.batch * recipe.further), "control": (more, more)}
+    stages = {
+        "tuned": tuning_rows(world, roles(seed), seed, recipe.batch * recipe.further),
+        "control": (more, more),
+    }
     for name, (ids, labels) in stages.items():
         model = build(recipe, seed, len(world.words)).to(device)
         model.load_state_dict(base.state_dict())
@@ -132,19 +152,28 @@ def train(recipe: Recipe, world: World, seed: int, device: Any = "cpu") -> tuple
 def examples(world: World, seed: int, n: int, draw: int = 0) -> list[Example]:
     """`n` held-out instructions of a seed, tasks and places in turn."""
     rng, role = random.Random(f"held-out-{seed}-{draw}"), roles(seed)
-    return [world.example(rng, role, True, TASKS[i % len(TASKS)], (i // len(TASKS)) % 4) for i in range(n)]
+    return [
+        world.example(rng, role, True, TASKS[i % len(TASKS)], (i // len(TASKS)) % 4)
+        for i in range(n)
+    ]
 
 
 @torch.no_grad()
-def respond(model: Any, world: World, prompts: Sequence[Sequence[str]], most: int = WIDEST) -> list[list[str]]:
+def respond(
+    model: Any, world: World, prompts: Sequence[Sequence[str]], most: int = WIDEST
+) -> list[list[str]]:
     """Greedy answers, each up to its first full stop or `most` tokens."""
     lengths = torch.tensor([len(p) for p in prompts])
-    ids = torch.zeros(len(prompts), int(lengths.max()) + most, dtype=torch.long, device=model.device)
+    ids = torch.zeros(
+        len(prompts), int(lengths.max()) + most, dtype=torch.long, device=model.device
+    )
     for row, prompt in zip(ids, prompts):
         row[: len(prompt)] = torch.tensor(world.encode(prompt))
     rows = torch.arange(len(prompts))
     for k in range(most):
-        hidden = model.model(input_ids=ids[:, : int(lengths.max()) + k]).last_hidden_state[rows, lengths + k - 1]
+        hidden = model.model(input_ids=ids[:, : int(lengths.max()) + k]).last_hidden_state[
+            rows, lengths + k - 1
+        ]
         ids[rows, lengths + k] = model.lm_head(hidden).argmax(-1)
     found = []
     for row, n in zip(ids.tolist(), lengths.tolist()):
@@ -155,11 +184,16 @@ def respond(model: Any, world: World, prompts: Sequence[Sequence[str]], most: in
 
 def right(model: Any, world: World, questions: Sequence[Example]) -> list[bool]:
     """Which answers are the right ones, word for word."""
-    return [tuple(got) == q.response for got, q in zip(respond(model, world, [q.words for q in questions]), questions)]
+    return [
+        tuple(got) == q.response
+        for got, q in zip(respond(model, world, [q.words for q in questions]), questions)
+    ]
 
 
 def examine(models: Mapping[str, Any], world: World, seed: int, n: int) -> dict[str, Any]:
-    """Share of right answers of each network to held-out instructions, that of the tuned one by task, and plain-text loss."""
+    """Share of right answers of each network to held-out instructions, that of the tuned one by
+    task, and plain-text loss.
+    """
     questions, found = examples(world, seed, n), {}
     text = plain_rows(world, seed + 10_000, 50)
     for name, model in models.items():
@@ -188,8 +222,11 @@ def load(folder: Path | None = None) -> tuple[list[int], dict[str, list[Any]]]:
     def get(seed: int, kind: str) -> Any:
         where = folder / f"seed{seed}-{kind}"
         return (
-            LlamaForCausalLM.from_pretrained(where, dtype=torch.float32, attn_implementation="eager",
-                                             use_safetensors=True).eval().requires_grad_(False)
+            LlamaForCausalLM.from_pretrained(
+                where, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
+            )
+            .eval()
+            .requires_grad_(False)
         )
 
     return seeds, {kind: [get(seed, kind) for seed in seeds] for kind in KINDS}
@@ -202,14 +239,22 @@ def _one(recipe: Recipe, seed: int) -> tuple[dict[str, Any], dict[str, Any], dic
     trio, curves = train(recipe, world, seed)
     found = examine(trio, world, seed, recipe.examined)
     print(f"tuned-pair, seed {seed}: {found}", file=sys.stderr, flush=True)
-    states = {name: {k: v.numpy() for k, v in model.state_dict().items()} for name, model in trio.items()}
-    return states, found, {name: round(sum(c[-50:]) / len(c[-50:]), 4) for name, c in curves.items()}
+    states = {
+        name: {k: v.numpy() for k, v in model.state_dict().items()} for name, model in trio.items()
+    }
+    return (
+        states,
+        found,
+        {name: round(sum(c[-50:]) / len(c[-50:]), 4) for name, c in curves.items()},
+    )
 
 
 def make(recipe: Recipe, folder: Path, processes: int = 2) -> dict[str, Any]:
-    """Train the networks of all seeds, write them with their card into `folder`, and return the card.
+    """Train the networks of all seeds, write them with their card into `folder`, and return the
+    card.
 
-    Such small networks gain little from a second thread; so each seed has one thread, and two seeds run side by side.
+    Such small networks gain little from a second thread; so each seed has one thread, and two seeds
+    run side by side.
     """
     world, seeds = World(loaders.bible()), range(recipe.seed, recipe.seed + recipe.seeds)
     jobs = [[recipe] * len(seeds), seeds]
@@ -223,7 +268,10 @@ def make(recipe: Recipe, folder: Path, processes: int = 2) -> dict[str, Any]:
         for name, state in states.items():
             models[f"seed{seed}-{name}"] = model = build(recipe, seed, len(world.words))
             model.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
-    worst = {"tuned": min(t["tuned"]["right"] for t in table.values()), "base": max(t["base"]["right"] for t in table.values())}
+    worst = {
+        "tuned": min(t["tuned"]["right"] for t in table.values()),
+        "base": max(t["base"]["right"] for t in table.values()),
+    }
     card = {
         "name": "tuned-pair",
         "description": "Per seed a small base network, its instruction-tuned descendant, and one trained on for equally many steps "

@@ -1,9 +1,11 @@
-"""Surrogates of a wave solver, alike but for their convolutions: `python -m layerbook.networks.wavenets OUTDIR`.
+"""Surrogates of a wave solver, alike but for their convolutions: `python -m
+layerbook.networks.wavenets OUTDIR`.
 
-A network reads four numbers, the centre, width and amplitude of a bump, and returns the space-time field that the
-finite-element solver finds in a zone of interest. Every seed has training and test data, first weights and batches of its
-own; within a seed all arms share them. Each network trains on one thread, two of them at a time: the weights do not
-depend on how many run, and two small networks side by side are faster than one on two threads.
+A network reads four numbers, the centre, width and amplitude of a bump, and returns the space-time
+field that the finite-element solver finds in a zone of interest. Every seed has training and test
+data, first weights and batches of its own; within a seed all arms share them. Each network trains
+on one thread, two of them at a time: the weights do not depend on how many run, and two small
+    networks side by side are faster than one on two threads.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ from layerbook.networks import separable, training
 
 NETWORK = "wave-nets"  # the name of its folder and of its stage in the pipeline
 
-LOW, HIGH = np.array([0.2, 0.2, 0.05, 0.5]), np.array([0.8, 0.8, 0.12, 1.5])  # centre x and y, width, amplitude
+LOW, HIGH = (
+    np.array([0.2, 0.2, 0.05, 0.5]),
+    np.array([0.8, 0.8, 0.12, 1.5]),
+)  # centre x and y, width, amplitude
 ZONE = (0.5, 0.95)  # the square of interest; its border is no wall
 CORNERS = (0.08, 0.2)  # distance from both walls of a corner, for data that training never shows
 Pair = tuple[Tensor, Tensor]  # parameters [n, 4] and fields [n, frames, zone, zone]
@@ -37,9 +42,11 @@ Pair = tuple[Tensor, Tensor]  # parameters [n, 4] and fields [n, frames, zone, z
 class Arm:
     """What a network's convolutions are.
 
-    form: "dense", "A" (factors of each kernel), "B" (shared intermediate maps), "grouped", "pointwise" (1 x 1 x 1) or
-    "one-axis" (along time). rank: of A. maps: intermediate maps of B, as a multiple of the layer's outputs. width: factor
-    on all channels, None for the dense network with as many weights as B. shuffled: trained on pairs that do not belong
+    form: "dense", "A" (factors of each kernel), "B" (shared intermediate maps), "grouped",
+        "pointwise" (1 x 1 x 1) or
+    "one-axis" (along time). rank: of A. maps: intermediate maps of B, as a multiple of the layer's
+    outputs. width: factor on all channels, None for the dense network with as many weights as B.
+        shuffled: trained on pairs that do not belong
     together, dealt anew for every batch.
     """
 
@@ -50,8 +57,17 @@ class Arm:
     shuffled: bool = False
 
 
-ARMS = {"dense": Arm("dense"), "A": Arm("A"), "B": Arm("B"), "thin": Arm("dense", width=None), "grouped": Arm("grouped"),
-        "pointwise": Arm("pointwise"), "one-axis": Arm("one-axis"), "shuffled": Arm("B", shuffled=True)}  # fmt: skip
+ARMS = {
+    "dense": Arm("dense"),
+    "A": Arm("A"),
+    "B": Arm("B"),
+    "thin": Arm("dense", width=None),
+    "grouped": Arm("grouped"),
+    # fmt: skip
+    "pointwise": Arm("pointwise"),
+    "one-axis": Arm("one-axis"),
+    "shuffled": Arm("B", shuffled=True),
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,9 @@ class Recipe:
 
 
 def draw(n: int, seed: int, far: bool = False) -> np.ndarray:
-    """Parameters [n, 4], uniform in the box; with `far`, centres near a random corner of the square instead."""
+    """Parameters [n, 4], uniform in the box; with `far`, centres near a random corner of the square
+    instead.
+    """
     g = np.random.default_rng([seed, int(far)])
     p = g.uniform(LOW, HIGH, (n, 4))
     if far:
@@ -91,32 +109,49 @@ def draw(n: int, seed: int, far: bool = False) -> np.ndarray:
 
 
 def fields(recipe: Recipe, parameters: np.ndarray, chunk: int = 80) -> Tensor:
-    """Finite-element fields in the zone, float32 [n, frames, zone, zone], without the initial state."""
+    """Finite-element fields in the zone, float32 [n, frames, zone, zone], without the initial
+    state.
+    """
     membrane, steps = wavefem.assemble(recipe.nodes), recipe.frames * recipe.every
     window = wavefem.restrict(membrane, wavefem.grid(recipe.zone, *ZONE))
     found = []
     for part in np.split(parameters, range(chunk, len(parameters), chunk)):
-        u = wavefem.solve(membrane, wavefem.bumps(membrane.points, part), recipe.horizon / steps, steps)
+        u = wavefem.solve(
+            membrane, wavefem.bumps(membrane.points, part), recipe.horizon / steps, steps
+        )
         found.append(np.stack([window @ frame for frame in u[recipe.every :: recipe.every]]))
     stacked = np.concatenate(found, -1).transpose(2, 0, 1)
-    return torch.from_numpy(stacked.astype(np.float32).reshape(-1, recipe.frames, recipe.zone, recipe.zone))
+    return torch.from_numpy(
+        stacked.astype(np.float32).reshape(-1, recipe.frames, recipe.zone, recipe.zone)
+    )
 
 
-def data(recipe: Recipe, seed: int, parts: Sequence[str] = ("train", "test", "far")) -> dict[str, Pair]:
+def data(
+    recipe: Recipe, seed: int, parts: Sequence[str] = ("train", "test", "far")
+) -> dict[str, Pair]:
     """The named parts of a seed's data: parameters and fields."""
     p = draw(recipe.train + recipe.test, seed)
-    drawn = {"train": p[: recipe.train], "test": p[recipe.train :], "far": draw(recipe.far, seed, far=True)}
+    drawn = {
+        "train": p[: recipe.train],
+        "test": p[recipe.train :],
+        "far": draw(recipe.far, seed, far=True),
+    }
     together = fields(recipe, np.concatenate([drawn[part] for part in parts]))
     sizes = [len(drawn[part]) for part in parts]
-    return {part: (torch.from_numpy(drawn[part]).float(), u) for part, u in zip(parts, together.split(sizes))}
+    return {
+        part: (torch.from_numpy(drawn[part]).float(), u)
+        for part, u in zip(parts, together.split(sizes))
+    }
 
 
 # --- networks ---
 
 
 class Decoder(nn.Module):
-    """Four numbers -> a field: a linear layer to a coarse grid, three convolutions with upsampling by two in between, and
-    a pointwise layer whose eight outputs are the eight finer positions of each place (Shi et al. 2016)."""
+    """Four numbers -> a field: a linear layer to a coarse grid, three convolutions with upsampling
+    by two in between, and a pointwise layer whose eight outputs are the eight finer positions of
+    each place (Shi et al. 2016).
+    """
 
     def __init__(self, layers: Sequence[nn.Module], latent: Sequence[int]) -> None:
         super().__init__()
@@ -125,8 +160,12 @@ class Decoder(nn.Module):
         self.convs = nn.ModuleList(layers)
         self.read = nn.Conv3d(layers[-1].shape[1], 8, 1)
         self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("middle", torch.tensor((LOW + HIGH) / 2, dtype=torch.float32), persistent=False)
-        self.register_buffer("span", torch.tensor((HIGH - LOW) / 2, dtype=torch.float32), persistent=False)
+        self.register_buffer(
+            "middle", torch.tensor((LOW + HIGH) / 2, dtype=torch.float32), persistent=False
+        )
+        self.register_buffer(
+            "span", torch.tensor((HIGH - LOW) / 2, dtype=torch.float32), persistent=False
+        )
 
     def maps(self, p: Tensor) -> list[Tensor]:
         """What enters each convolution, and last what enters the pointwise layer."""
@@ -134,7 +173,9 @@ class Decoder(nn.Module):
         found = [x]
         for k, conv in enumerate(self.convs):
             x = nn.functional.silu(conv(found[-1]))
-            found.append(x if k == len(self.convs) - 1 else nn.functional.interpolate(x, scale_factor=2))
+            found.append(
+                x if k == len(self.convs) - 1 else nn.functional.interpolate(x, scale_factor=2)
+            )
         return found
 
     def forward(self, p: Tensor) -> Tensor:
@@ -151,7 +192,12 @@ class Decoder(nn.Module):
 
 def layer(arm: Arm, c_in: int, c_out: int, d: int) -> nn.Module:
     """One convolution of an arm. ValueError for an unknown form."""
-    sizes = {"dense": (d, d, d), "grouped": (d, d, d), "pointwise": (1, 1, 1), "one-axis": (d, 1, 1)}
+    sizes = {
+        "dense": (d, d, d),
+        "grouped": (d, d, d),
+        "pointwise": (1, 1, 1),
+        "one-axis": (d, 1, 1),
+    }
     if arm.form == "A":
         return separable.PerKernel(c_in, c_out, d, arm.rank)
     if arm.form == "B":
@@ -172,14 +218,22 @@ def build(recipe: Recipe, arm: Arm, seed: int) -> Decoder:
 
 
 def thinned(recipe: Recipe) -> float:
-    """The smallest width, in steps of 1 / 96, at which an ordinary network has no fewer filter weights than B."""
+    """The smallest width, in steps of 1 / 96, at which an ordinary network has no fewer filter
+    weights than B.
+    """
     wanted = counts(build(recipe, ARMS["B"], 0))[0]
-    return next(k / 96 for k in range(1, 97) if counts(build(recipe, Arm("dense", width=k / 96), 0))[0] >= wanted)
+    return next(
+        k / 96
+        for k in range(1, 97)
+        if counts(build(recipe, Arm("dense", width=k / 96), 0))[0] >= wanted
+    )
 
 
 def counts(model: Decoder) -> tuple[int, int]:
     """Weights of the convolutions' filters, and all parameters."""
-    return sum(separable.weights(c) for c in model.convs), sum(p.numel() for p in model.parameters())
+    return sum(separable.weights(c) for c in model.convs), sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 def train(recipe: Recipe, arm: Arm, seed: int, pair: Pair, model: Decoder | None = None) -> Decoder:
@@ -197,13 +251,17 @@ def train(recipe: Recipe, arm: Arm, seed: int, pair: Pair, model: Decoder | None
         target = u[other if arm.shuffled else chosen]
         return ((model(p[chosen]) - target) / model.scale).square().mean()
 
-    training.fit(model, loss_of, training.Schedule(recipe.steps, recipe.learning_rate, weight_decay=0.0))
+    training.fit(
+        model, loss_of, training.Schedule(recipe.steps, recipe.learning_rate, weight_decay=0.0)
+    )
     return model
 
 
 @torch.no_grad()
 def errors(model: nn.Module, pair: Pair) -> Tensor:
-    """Relative L2 error over the whole space-time field of each sample [n], on the CPU in double precision."""
+    """Relative L2 error over the whole space-time field of each sample [n], on the CPU in double
+    precision.
+    """
     p, u = pair
     return relative(torch.cat([model(part) for part in p.split(128)]), u)
 
@@ -229,7 +287,11 @@ def _job(task: tuple[Recipe, str, int, np.ndarray, np.ndarray]) -> dict[str, np.
 
 def train_all(recipe: Recipe, pairs: Mapping[int, Pair]) -> dict[str, list[Decoder]]:
     """Every arm for every seed: arm -> networks in the order of `pairs`, seed -> training data."""
-    tasks = [(recipe, name, seed, p.numpy(), u.numpy()) for name in ARMS for seed, (p, u) in pairs.items()]
+    tasks = [
+        (recipe, name, seed, p.numpy(), u.numpy())
+        for name in ARMS
+        for seed, (p, u) in pairs.items()
+    ]
     if recipe.workers:
         with ProcessPoolExecutor(recipe.workers, mp_context=get_context("spawn")) as pool:
             states = list(pool.map(_job, tasks))
@@ -250,7 +312,10 @@ def make(recipe: Recipe, folder: Path) -> dict[str, Any]:
     models = train_all(recipe, {seed: parts["train"] for seed, parts in sets.items()})
     table = {name: [round(errors(m, sets[s]["test"]).mean().item(), 4) for m, s in zip(nets, seeds)]
              for name, nets in models.items()}  # fmt: skip
-    arms = {name: vars(ARMS[name]) | dict(zip(("filter_weights", "parameters"), counts(nets[0]))) for name, nets in models.items()}
+    arms = {
+        name: vars(ARMS[name]) | dict(zip(("filter_weights", "parameters"), counts(nets[0])))
+        for name, nets in models.items()
+    }
     card = {
         "name": "wave-nets",
         "description": "Surrogates of a wave solver with ordinary and with separated convolutions, thin, grouped and crippled "
@@ -264,7 +329,12 @@ def make(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "test_error": table,
         "gate": {"most_error": recipe.gate, "worst": max(table["dense"]), "passed": max(table["dense"]) <= recipe.gate},
     }  # fmt: skip
-    training.save({name: nn.ModuleList(nets) for name, nets in models.items()}, card, folder, dtype=torch.float16)
+    training.save(
+        {name: nn.ModuleList(nets) for name, nets in models.items()},
+        card,
+        folder,
+        dtype=torch.float16,
+    )
     return card
 
 
@@ -273,11 +343,15 @@ def load(folder: Path) -> tuple[Recipe, dict[str, list[Decoder]]]:
     from safetensors.torch import load_file
 
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in card["recipe"].items()})
+    recipe = Recipe(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in card["recipe"].items()}
+    )
     models = {}
     for name, arm in ARMS.items():
         nets = nn.ModuleList(build(recipe, arm, 0) for _ in range(recipe.seeds))
-        nets.load_state_dict({k: v.float() for k, v in load_file(folder / name / "model.safetensors").items()})
+        nets.load_state_dict(
+            {k: v.float() for k, v in load_file(folder / name / "model.safetensors").items()}
+        )
         models[name] = list(nets.eval().requires_grad_(False))
     return recipe, models
 

@@ -1,4 +1,6 @@
-"""Which of a notebook's variables are its parameters, in the first run of a kernel and in every later one."""
+"""Which of a notebook's variables are its parameters, in the first run of a kernel and in every
+later one.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,13 @@ def parameters(namespace: Mapping[str, Any], known: Collection[str]) -> dict[str
     """
     written = _written(list(namespace.get("In", ())))
     if written is None:
-        return {name: value for name, value in namespace.items()
-                if not name.startswith("_") and name not in ("In", "Out", "exit", "quit")
-                and (value is None or isinstance(value, PLAIN))}
+        return {
+            name: value
+            for name, value in namespace.items()
+            if not name.startswith("_")
+            and name not in ("In", "Out", "exit", "quit")
+            and (value is None or isinstance(value, PLAIN))
+        }
     given = {}
     for name in (*known, *sorted(set(written) - set(known))):
         if name in written or name in namespace:
@@ -51,7 +57,9 @@ def _written(history: list[str]) -> dict[str, ast.AST] | None:
 
 
 def _assignments(code: str) -> dict[str, ast.AST]:
-    """Names that a cell assigns at its top level, with what it assigns; none if it is not plain Python."""
+    """Names that a cell assigns at its top level, with what it assigns; none if it is not plain
+    Python.
+    """
     try:
         body = ast.parse(code).body
     except (SyntaxError, ValueError):
@@ -62,7 +70,9 @@ def _assignments(code: str) -> dict[str, ast.AST]:
 
 
 def _value(written: ast.AST | None, current: Any) -> Any:
-    """A literal as it is written, since later cells may use the name anew; else the variable's value."""
+    """A literal as it is written, since later cells may use the name anew; else the variable's
+    value.
+    """
     try:
         return current if written is None else ast.literal_eval(written)
     except (ValueError, TypeError):

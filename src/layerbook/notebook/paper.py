@@ -27,7 +27,9 @@ from layerbook.models import capabilities
 from layerbook.notebook import namespaces, tables
 
 T = TypeVar("T")
-warnings.filterwarnings("ignore", message="IProgress not found")  # stored notebooks hold no progress bars
+warnings.filterwarnings(
+    "ignore", message="IProgress not found"
+)  # stored notebooks hold no progress bars
 TIER_VARIABLE = "LAYERBOOK_TIER"
 THREADS = torch.get_num_threads()  # as this kernel began, whatever a notebook sets later
 
@@ -69,8 +71,10 @@ def check_models(run: Run, specs: Mapping[str, Mapping[str, Any]]) -> None:
         if value == absent and absent is not None:
             continue
         if run.tier not in spec.get("tiers", (run.tier,)):
-            raise ParameterError(f"{where} is used at the {' and '.join(spec['tiers'])} tier alone, and "
-                                 f"this is {run.tier}; leave it at {absent!r}, or set the tier")
+            raise ParameterError(
+                f"{where} is used at the {' and '.join(spec['tiers'])} tier alone, and "
+                f"this is {run.tier}; leave it at {absent!r}, or set the tier"
+            )
         if "kind" not in spec:
             continue
         takes = spec.get("takes", "smollm2, a Hugging Face model folder or identifier")
@@ -81,12 +85,16 @@ def check_models(run: Run, specs: Mapping[str, Mapping[str, Any]]) -> None:
                 raise ParameterError(f"{where}: {error}") from None
 
 
-def check_parameters(slug: str, specs: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -> dict[str, Any]:
+def check_parameters(
+    slug: str, specs: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the parameters, checked. Raises ParameterError that names the choices."""
     unknown = sorted(set(given) - set(specs))
     if unknown:
         listing = "; ".join(f"{n}: {s['help']}" for n, s in specs.items())
-        raise ParameterError(f"{slug} has no parameter {', '.join(map(repr, unknown))}. It takes {listing}")
+        raise ParameterError(
+            f"{slug} has no parameter {', '.join(map(repr, unknown))}. It takes {listing}"
+        )
     missing = sorted(set(specs) - set(given))
     if missing:
         raise ParameterError(f"{slug}: the parameters cell lacks {', '.join(missing)}")
@@ -99,9 +107,13 @@ def check_parameters(slug: str, specs: Mapping[str, Mapping[str, Any]], given: M
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ParameterError(f"{where} is not a number")
             if not spec.get("min", -np.inf) <= value <= spec.get("max", np.inf):
-                raise ParameterError(f"{where}; it must lie in [{spec.get('min', '-inf')}, {spec.get('max', 'inf')}]")
+                raise ParameterError(
+                    f"{where}; it must lie in [{spec.get('min', '-inf')}, {spec.get('max', 'inf')}]"
+                )
         if "kind" in spec and (not isinstance(value, str) or not (value or "absent" in spec)):
-            raise ParameterError(f"{where}; give smollm2, a Hugging Face causal LM id or a local folder")
+            raise ParameterError(
+                f"{where}; give smollm2, a Hugging Face causal LM id or a local folder"
+            )
     return dict(given)
 
 
@@ -117,15 +129,20 @@ class Run:
         cuda = torch.cuda.is_available()
         device = params["device"]
         if device == "cuda" and not cuda:
-            raise ParameterError("device = 'cuda', but torch sees no CUDA device; use device = 'auto' or 'cpu'")
+            raise ParameterError(
+                "device = 'cuda', but torch sees no CUDA device; use device = 'auto' or 'cpu'"
+            )
         if wanted == "gpu" and (not cuda or device == "cpu"):
-            raise ParameterError("tier = 'gpu' needs a CUDA device; use tier = 'cpu', or 'gpu-dry' to rehearse its path "
-                                 "at tiny size")
+            raise ParameterError(
+                "tier = 'gpu' needs a CUDA device; use tier = 'cpu', or 'gpu-dry' to rehearse its path "
+                "at tiny size"
+            )
         if wanted == "auto":
             wanted = "gpu" if cuda and device != "cpu" else "cpu"
         self.dry = wanted == "gpu-dry"
         self.tier = "gpu" if self.dry else wanted
-        # The cpu and smoke tiers stay on the CPU even beside a GPU, so that their evidence means the same everywhere.
+        # The cpu and smoke tiers stay on the CPU even beside a GPU, so that their evidence means
+        # the same everywhere.
         use_cuda = cuda and (device == "cuda" or (device == "auto" and self.tier == "gpu"))
         self.device = torch.device("cuda" if use_cuda else "cpu")
         self.seed: int = params["seed"]
@@ -165,23 +182,36 @@ class Run:
             FileNotFoundError: it has not been prepared; the message says how.
         """
         if name not in self.card["substrate"]:
-            raise MeasurementError(f"{name!r} is not in the card's substrate: {', '.join(self.card['substrate'])}")
+            raise MeasurementError(
+                f"{name!r} is not in the card's substrate: {', '.join(self.card['substrate'])}"
+            )
         for folder in (paths.PREPARED / name, paths.MODELS / name):
             if folder.is_dir():
                 self._inputs[name] = str(folder.relative_to(paths.ROOT))
                 return folder
-        raise FileNotFoundError(f"{name} is not prepared: run 'make data' (fetches what is missing, then prepares it)")
+        raise FileNotFoundError(
+            f"{name} is not prepared: run 'make data' (fetches what is missing, then prepares it)"
+        )
 
     def _numbers(self, name: str, values: Any) -> list[float]:
-        flat = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
+        flat = np.asarray(
+            values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64
+        )
         if flat.ndim == 0:
             flat = flat[None]
         if flat.ndim != 1:
             raise MeasurementError(f"{name}: one number per unit, a list; got shape {flat.shape}")
         return [float(v) for v in flat]
 
-    def record(self, claim: str, values: Sequence[float] | None = None, /, *, units: Sequence[str] | None = None,
-               **arrays: Sequence[float]) -> None:
+    def record(
+        self,
+        claim: str,
+        values: Sequence[float] | None = None,
+        /,
+        *,
+        units: Sequence[str] | None = None,
+        **arrays: Sequence[float],
+    ) -> None:
         """Hand over the raw per-unit measurements of a claim.
 
         Args:
@@ -195,7 +225,9 @@ class Run:
         """
         registered = cards.registered_arrays(self.card)
         if claim not in registered:
-            raise MeasurementError(f"{self.slug} registers no claim {claim!r}; it has {', '.join(registered)}")
+            raise MeasurementError(
+                f"{self.slug} registers no claim {claim!r}; it has {', '.join(registered)}"
+            )
         if claim in self._measured:
             raise MeasurementError(f"{claim} was recorded already; a run measures each claim once")
         given = dict(arrays) if values is None else {"": values, **arrays}
@@ -210,27 +242,37 @@ class Run:
         """Hand over what a gate is judged by. Raises MeasurementError on an unknown id."""
         ids = [g["id"] for g in self.card.get("gates", [])]
         if gate not in ids:
-            raise MeasurementError(f"{self.slug} registers no gate {gate!r}; it has {', '.join(ids) or 'none'}")
+            raise MeasurementError(
+                f"{self.slug} registers no gate {gate!r}; it has {', '.join(ids) or 'none'}"
+            )
         self._gates[gate] = self._numbers(gate, values)
 
-    def finding(self, name: str, statement: str, values: Sequence[float], varies: str | None = None) -> None:
+    def finding(
+        self, name: str, statement: str, values: Sequence[float], varies: str | None = None
+    ) -> None:
         """Report a measured quantity that carries no verdict.
 
         Args:
-            varies: "time" for one that measures seconds, "threads" for one that changes with the number of threads; two
-                runs on one machine are not expected to agree on it.
+            varies: "time" for one that measures seconds, "threads" for one that changes with the
+                number of threads; two runs on one machine are not expected to agree on it.
 
         Raises:
             MeasurementError: another word.
         """
         if varies is not None and varies not in varying.MEANING:
-            raise MeasurementError(f"finding {name!r}: varies = {varies!r}; choices: {', '.join(varying.MEANING)}")
+            raise MeasurementError(
+                f"finding {name!r}: varies = {varies!r}; choices: {', '.join(varying.MEANING)}"
+            )
         row = engine.finding(name, statement, self._numbers(name, values))
         self._findings.append(row | ({"varies": varies} if varies else {}))
 
     def profile(self, name: str, statement: str, values: Sequence[float]) -> None:
-        """Report one number for each layer of the model, without verdict: the family's page sets them side by side."""
-        self._profiles.append({"name": name, "statement": statement, "values": self._numbers(name, values)})
+        """Report one number for each layer of the model, without verdict: the family's page sets
+        them side by side.
+        """
+        self._profiles.append(
+            {"name": name, "statement": statement, "values": self._numbers(name, values)}
+        )
 
     def fact(self, text: str, holds: Any) -> None:
         """Print a fact that must hold at every tier; its cell is compared on every re-execution."""
@@ -254,18 +296,34 @@ class Run:
         display(HTML(tables.verdicts(self.card, result, self._findings)))
         target = os.environ.get(paths.MEASUREMENTS_VARIABLE)
         if target:
-            Path(target).write_text(json.dumps(self.measurements(), indent=1, allow_nan=True), encoding="utf-8")
+            Path(target).write_text(
+                json.dumps(self.measurements(), indent=1, allow_nan=True), encoding="utf-8"
+            )
 
     def measurements(self) -> dict[str, Any]:
         """Everything the record needs from inside the run, JSON-ready."""
-        scale = 1024 if sys.platform != "darwin" else 1024**2  # ru_maxrss: kB on Linux, bytes on macOS
-        memory = {"peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale)}
+        scale = (
+            1024 if sys.platform != "darwin" else 1024**2
+        )  # ru_maxrss: kB on Linux, bytes on macOS
+        memory = {
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale)
+        }
         name = f"cpu, {torch.get_num_threads()} threads"
         if self.device.type == "cuda":
             memory["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
             name = torch.cuda.get_device_name()
-        return {"paper": self.slug, "tier": self.tier, "dry": self.dry, "device": name, **memory,
-                "code": str(layerbook.code_that_runs()),
-                "parameters": self.params, "used": dict(sorted(self._inputs.items())), "measured": self._measured,
-                "units": self._units, "gates": self._gates, "findings": self._findings,
-                "profiles": self._profiles}
+        return {
+            "paper": self.slug,
+            "tier": self.tier,
+            "dry": self.dry,
+            "device": name,
+            **memory,
+            "code": str(layerbook.code_that_runs()),
+            "parameters": self.params,
+            "used": dict(sorted(self._inputs.items())),
+            "measured": self._measured,
+            "units": self._units,
+            "gates": self._gates,
+            "findings": self._findings,
+            "profiles": self._profiles,
+        }

@@ -16,13 +16,28 @@ C = {"ours": COLORS[0], "paper": COLORS[1], "rival": COLORS[4], "control": COLOR
 
 def style() -> None:
     """Set the book's matplotlib defaults. Applied on import."""
-    matplotlib.rcParams.update({
-        "figure.dpi": 100, "savefig.dpi": 100, "figure.figsize": (7.2, 3.6), "figure.constrained_layout.use": True,
-        "font.family": "DejaVu Sans",  # it comes with matplotlib, so that no figure depends on what is installed
-        "font.size": 10, "axes.titlesize": 10.5, "axes.labelsize": 10, "legend.fontsize": 9, "legend.frameon": False,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-        "axes.prop_cycle": cycler(color=COLORS), "image.cmap": "viridis", "svg.hashsalt": "layerbook",
-    })
+    matplotlib.rcParams.update(
+        {
+            "figure.dpi": 100,
+            "savefig.dpi": 100,
+            "figure.figsize": (7.2, 3.6),
+            "figure.constrained_layout.use": True,
+            # it comes with matplotlib, so that no figure depends on what is installed
+            "font.family": "DejaVu Sans",
+            "font.size": 10,
+            "axes.titlesize": 10.5,
+            "axes.labelsize": 10,
+            "legend.fontsize": 9,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "axes.prop_cycle": cycler(color=COLORS),
+            "image.cmap": "viridis",
+            "svg.hashsalt": "layerbook",
+        }
+    )
 
 
 def show(fig: Figure, alt: str) -> None:
@@ -38,7 +53,11 @@ def show(fig: Figure, alt: str) -> None:
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", metadata={"Software": None})
     plt.close(fig)
-    display({"image/png": buffer.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+    display(
+        {"image/png": buffer.getvalue(), "text/plain": alt},
+        raw=True,
+        metadata={"image/png": {"alt": alt}},
+    )
 
 
 style()

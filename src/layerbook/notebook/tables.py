@@ -9,8 +9,10 @@ from typing import Any
 from layerbook.claims import varying
 
 LABELS = {
-    ("identity", "reproduced"): "identity holds", ("identity", "not reproduced"): "identity broken",
-    ("control", "reproduced"): "control held", ("control", "not reproduced"): "control broken",
+    ("identity", "reproduced"): "identity holds",
+    ("identity", "not reproduced"): "identity broken",
+    ("control", "reproduced"): "control held",
+    ("control", "not reproduced"): "control broken",
 }
 
 
@@ -33,8 +35,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> str:
     """An HTML table; cells are taken as HTML. `name` becomes its CSS class and accessible label."""
     top = "".join(f'<th scope="col">{escape(h)}</th>' for h in head)
     body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-    return (f'<div class="lb-scroll" tabindex="0" role="region" aria-label="{escape(name)}"><table class="lb-table">'
-            f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>")
+    return (
+        f'<div class="lb-scroll" tabindex="0" role="region" aria-label="{escape(name)}"><table class="lb-table">'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def badge(kind: str, verdict: str) -> str:
@@ -48,11 +52,22 @@ def registered(card: Mapping[str, Any]) -> str:
     from layerbook.claims.outcomes import describe
 
     by_id = {c["id"]: c for c in card["claims"]}
-    rows = [[c["id"], c["kind"], escape(c["statement"]), escape(c.get("paper", "—")),
-             ("must fail " + c["fails"] + ": " if "fails" in c else "")
-             + escape(" and ".join(describe(t) for t in control_tests(c, by_id))), escape(c["unit"]), c["tier"]]
-            for c in card["claims"]]
-    return table(["id", "kind", "claim", "in the paper", "test", "unit", "tier"], rows, "registered claims")
+    rows = [
+        [
+            c["id"],
+            c["kind"],
+            escape(c["statement"]),
+            escape(c.get("paper", "—")),
+            ("must fail " + c["fails"] + ": " if "fails" in c else "")
+            + escape(" and ".join(describe(t) for t in control_tests(c, by_id))),
+            escape(c["unit"]),
+            c["tier"],
+        ]
+        for c in card["claims"]
+    ]
+    return table(
+        ["id", "kind", "claim", "in the paper", "test", "unit", "tier"], rows, "registered claims"
+    )
 
 
 def gate_state(gate: Mapping[str, Any]) -> str:
@@ -64,19 +79,47 @@ def _depends(varies: str | None) -> str:
     return f" ({varying.MEANING[varies]})" if varies else ""
 
 
-def verdicts(card: Mapping[str, Any], result: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> str:
+def verdicts(
+    card: Mapping[str, Any], result: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]
+) -> str:
     """The verdicts of a run, its gates, and what it reports without a verdict."""
     marked = varying.of_claims(card)
-    rows = [[r["id"], badge(r["kind"], r["verdict"]), escape(r["test"]), number(r["estimate"]), span(r["interval"]),
-             str(r["n"]), escape(r["reason"] + _depends(marked.get(r["id"])))] for r in result["claims"]]
+    rows = [
+        [
+            r["id"],
+            badge(r["kind"], r["verdict"]),
+            escape(r["test"]),
+            number(r["estimate"]),
+            span(r["interval"]),
+            str(r["n"]),
+            escape(r["reason"] + _depends(marked.get(r["id"]))),
+        ]
+        for r in result["claims"]
+    ]
     html = table(["id", "verdict", "test", "estimate", "interval", "n", "reason"], rows, "verdicts")
     if result["gates"]:
-        rows = [[g["id"], gate_state(g), escape(g["statement"]), escape(g["reason"] if g["values"] else "")]
-                for g in result["gates"]]
+        rows = [
+            [
+                g["id"],
+                gate_state(g),
+                escape(g["statement"]),
+                escape(g["reason"] if g["values"] else ""),
+            ]
+            for g in result["gates"]
+        ]
         html += table(["gate", "", "statement", "measured"], rows, "gates")
     if findings:
-        rows = [[escape(f["name"]), escape(f["statement"] + _depends(f.get("varies"))),
-                 number(f["estimate"]), span(f["interval"]), str(f["n"])]
-                for f in findings]
-        html += table(["reported without verdict", "what", "mean", "95 % interval", "n"], rows, "findings")
+        rows = [
+            [
+                escape(f["name"]),
+                escape(f["statement"] + _depends(f.get("varies"))),
+                number(f["estimate"]),
+                span(f["interval"]),
+                str(f["n"]),
+            ]
+            for f in findings
+        ]
+        html += table(
+            ["reported without verdict", "what", "mean", "95 % interval", "n"], rows, "findings"
+        )
     return html

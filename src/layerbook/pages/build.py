@@ -1,10 +1,13 @@
 """Render the book's pages from cards, records and executed notebooks, and build it.
 
-    python -m layerbook.pages.build          write book/papers, book/_generated, book/_toc.yml, and in results/
+    python -m layerbook.pages.build          write book/papers, book/_generated, book/_toc.yml, and
+    in results/
                                         metrics.json and overview.svg
-    python -m layerbook.pages.build build    the same, then HTML in book/_build/html, checked page by page
+    python -m layerbook.pages.build build    the same, then HTML in book/_build/html, checked page
+    by page
 
-Rendering reads the working tree alone (no clock, no git, no network): the same records give the same bytes.
+Rendering reads the working tree alone (no clock, no git, no network): the same records give the
+same bytes.
 """
 
 from __future__ import annotations
@@ -22,12 +25,14 @@ from pathlib import Path
 from layerbook import paths, terminal
 from layerbook.claims import cards
 from layerbook.pages import lists, paper_page
-from layerbook.pipeline import advice
 from layerbook.pages.papers import BookError, load
+from layerbook.pipeline import advice
 
 
 def render(root: Path = paths.ROOT) -> list[Path]:
-    """Write every generated file of the book; returns their paths. Pages of papers that are gone are removed."""
+    """Write every generated file of the book; returns their paths. Pages of papers that are gone
+    are removed.
+    """
     papers, book = load(root), root / "book"
     files = {root / name: content for name, content in lists.fragments(root, papers).items()}
     for paper in papers:
@@ -39,7 +44,9 @@ def render(root: Path = paths.ROOT) -> list[Path]:
     for path, content in files.items():
         data = content.encode() if isinstance(content, str) else content
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file() or path.read_bytes() != data:  # an untouched file keeps Sphinx's cache warm
+        if (
+            not path.is_file() or path.read_bytes() != data
+        ):  # an untouched file keeps Sphinx's cache warm
             path.write_bytes(data)
     return sorted(files)
 
@@ -54,21 +61,32 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _digest(root: Path) -> str:
-    """A hash of all that the built book depends on: its sources, the package (reference page), the last commit."""
+    """A hash of all that the built book depends on: its sources, the package (reference page), the
+    last commit.
+    """
     # a checkout that another user owns is read here, and only read
     command = ["git", "-c", f"safe.directory={root}", "rev-parse", "HEAD"]
-    head = subprocess.run(command, cwd=root, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    head = subprocess.run(
+        command, cwd=root, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     digest = hashlib.sha256(head.stdout.encode())
     for folder in ("book", "results", "notebooks", "src"):
         for path in sorted((root / folder).rglob("*")):
             parts = path.relative_to(root).parts
-            if path.is_file() and "_build" not in parts and "__pycache__" not in parts and "models" not in parts:
+            if (
+                path.is_file()
+                and "_build" not in parts
+                and "__pycache__" not in parts
+                and "models" not in parts
+            ):
                 digest.update(str(parts).encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
 def build_book(root: Path = paths.ROOT, *, force: bool = False) -> Path:
-    """Render, build the HTML with every warning as an error, check it; returns the folder. Skips a fresh book."""
+    """Render, build the HTML with every warning as an error, check it; returns the folder. Skips a
+    fresh book.
+    """
     build, html = root / "book" / "_build", root / "book" / "_build" / "html"
     with _lock(build / "lock"):
         render(root)
@@ -76,14 +94,34 @@ def build_book(root: Path = paths.ROOT, *, force: bool = False) -> Path:
         if not force and stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
             return html
         stamp.unlink(missing_ok=True)
-        for folder in [html, build / ".doctrees"] if force else [html]:  # no page outlives its source
+        for folder in (
+            [html, build / ".doctrees"] if force else [html]
+        ):  # no page outlives its source
             shutil.rmtree(folder, ignore_errors=True)
         code = "from jupyter_book.cli.main import main; main()"
-        command = [sys.executable, "-c", code, "build", "-W", "-n", "--keep-going", "-q", str(root / "book")]
-        # Matplotlib, which the reference page imports, keeps its font list in the checkout: there may be no home folder
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            "build",
+            "-W",
+            "-n",
+            "--keep-going",
+            "-q",
+            str(root / "book"),
+        ]
+        # Matplotlib, which the reference page imports, keeps its font list in the checkout: there
+        # may be no home folder
         settings = {"MPLCONFIGDIR": str(root / "build" / "matplotlib"), "PYTHONIOENCODING": "utf-8"}
-        done = subprocess.run(command, cwd=root, env=os.environ | settings, capture_output=True, encoding="utf-8",
-                              errors="replace", check=False)
+        done = subprocess.run(
+            command,
+            cwd=root,
+            env=os.environ | settings,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
         if done.returncode:
             raise BookError(f"jupyter-book failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
         check_build(root, html)
@@ -92,7 +130,8 @@ def build_book(root: Path = paths.ROOT, *, force: bool = False) -> Path:
 
 
 def check_build(root: Path, html: Path) -> None:
-    """Every page of the table of contents is there, holds its title, and no page of a paper lacks its verdicts.
+    """Every page of the table of contents is there, holds its title, and no page of a paper lacks
+    its verdicts.
 
     A build that exits with 0 has been seen to write no pages at all, so the files are looked at.
     """
@@ -110,7 +149,9 @@ def check_build(root: Path, html: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line: nothing renders, `build` renders and builds, `build --force` builds from nothing."""
+    """Command line: nothing renders, `build` renders and builds, `build --force` builds from
+    nothing.
+    """
     terminal.lenient()
     given = sys.argv[1:] if arguments is None else arguments
     if given and given[0] != "build":

@@ -1,7 +1,9 @@
-"""The cells of a published page: the text and code of the source notebook, with the outputs of the executed one.
+"""The cells of a published page: the text and code of the source notebook, with the outputs of the
+executed one.
 
-A word mended in a text cell or a comment shows at once, without a run. Tables of claims and verdicts are drawn from the card and
-the stored verdicts, not taken from the run, so that they say what the scoreboard says.
+A word mended in a text cell or a comment shows at once, without a run. Tables of claims and
+verdicts are drawn from the card and the stored verdicts, not taken from the run, so that they say
+what the scoreboard says.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ class CellsDiffer(ValueError):
 def merged(source: NotebookNode, executed: NotebookNode) -> list[NotebookNode]:
     """Cells of the source with the outputs of the executed cells of the same code, in order.
 
-    The cell with the parameters that a run was given stands where the run put it, behind the notebook's own.
+    The cell with the parameters that a run was given stands where the run put it, behind the
+    notebook's own.
 
     Raises:
         CellsDiffer: the code cells of the two are not the same.
@@ -36,14 +39,19 @@ def merged(source: NotebookNode, executed: NotebookNode) -> list[NotebookNode]:
     out = [] if own else list(injected)
     for cell in source.cells:
         if id(cell) in ran:
-            cell["outputs"], cell["execution_count"] = ran[id(cell)].outputs, ran[id(cell)].execution_count
+            cell["outputs"], cell["execution_count"] = (
+                ran[id(cell)].outputs,
+                ran[id(cell)].execution_count,
+            )
         out.append(cell)
         if "parameters" in cell.metadata.get("tags", []):
             out += injected
     return out
 
 
-def with_current_tables(cells: list[NotebookNode], card: Mapping[str, Any], evidence: Mapping[str, Any]) -> list[NotebookNode]:
+def with_current_tables(
+    cells: list[NotebookNode], card: Mapping[str, Any], evidence: Mapping[str, Any]
+) -> list[NotebookNode]:
     """Put the tables of claims and verdicts as they are now in place of those that the run showed."""
     drawn = {
         'aria-label="registered claims"': lambda: tables.registered(card),

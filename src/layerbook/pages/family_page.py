@@ -1,4 +1,6 @@
-"""What several papers' measures say about the layers of one model, from the profiles in their records."""
+"""What several papers' measures say about the layers of one model, from the profiles in their
+records.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +17,33 @@ WIDE, HIGH, LEFT, TOP = 320, 118, 52, 10  # one panel of the figure, and where i
 
 
 def profiles(papers: Sequence[Paper], model: str) -> list[dict[str, Any]]:
-    """Profiles of the papers' main records on this model, by paper and in the order in which they were recorded.
+    """Profiles of the papers' main records on this model, by paper and in the order in which they
+    were recorded.
 
-    Each: name, statement, values (one number per layer), paper. Profiles whose number of layers is not that of most are
+    Each: name, statement, values (one number per layer), paper. Profiles whose number of layers is
+        not that of most are
     left out, as are those with a number that is not finite.
     """
     found = []
     for paper in papers:
         record = paper.records[paper.main]
         if record.get("parameters", {}).get("model") == model:
-            found += [{**p, "paper": paper} for p in record.get("profiles") or [] if None not in p["values"]]
+            found += [
+                {**p, "paper": paper}
+                for p in record.get("profiles") or []
+                if None not in p["values"]
+            ]
     lengths = [len(p["values"]) for p in found]
     return [p for p in found if len(p["values"]) == max(sorted(set(lengths)), key=lengths.count)]
 
 
 def _short(value: float) -> str:
     """A number for an axis: two digits that count."""
-    return f"{value:.2g}".replace("-", "−") if abs(value) >= 1e-3 or not value else f"{value:.0e}".replace("-", "−")
+    return (
+        f"{value:.2g}".replace("-", "−")
+        if abs(value) >= 1e-3 or not value
+        else f"{value:.0e}".replace("-", "−")
+    )
 
 
 def _panel(p: dict[str, Any], number: int) -> str:
@@ -45,13 +57,18 @@ def _panel(p: dict[str, Any], number: int) -> str:
     line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(xs, ys))
     peak, axis = int(y.argmax()), "; logarithmic axis" if log else ""
     base = HIGH - 24
-    ticks = "".join(f'<text x="{xs[i]:.1f}" y="{base + 16}" text-anchor="middle">{i}</text>' for i in range(0, n, 5))
-    labels = "".join(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{_short(float(value))}</text>'
-                     for at, value in ((TOP, high), (base, low)))
+    ticks = "".join(
+        f'<text x="{xs[i]:.1f}" y="{base + 16}" text-anchor="middle">{i}</text>'
+        for i in range(0, n, 5)
+    )
+    labels = "".join(
+        f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{_short(float(value))}</text>'
+        for at, value in ((TOP, high), (base, low))
+    )
     told = f"{p['name']} by layer: lowest {h.number(float(low))}, highest {h.number(float(high))} at layer {peak}"
     return (
         f'<figure class="lb-profile"><figcaption><b>{number}. {escape(p["name"])}</b> <span class="lb-n">'
-        f'{h.inline(p["statement"])}{axis}</span></figcaption>'
+        f"{h.inline(p['statement'])}{axis}</span></figcaption>"
         f'<svg viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{escape(told)}">'
         f'<path class="lb-axis" d="M{LEFT} {TOP}V{base}H{WIDE - 12}"/><polyline class="lb-line" points="{line}"/>'
         f'<circle class="lb-peak" cx="{xs[peak]:.1f}" cy="{ys[peak]:.1f}" r="3"/>{ticks}{labels}</svg></figure>'
@@ -72,7 +89,9 @@ def _pair(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def fragment(papers: Sequence[Paper], model: str = "smollm2") -> str:
-    """Figure and tables as Markdown with HTML; a sentence when fewer than two profiles were recorded."""
+    """Figure and tables as Markdown with HTML; a sentence when fewer than two profiles were
+    recorded.
+    """
     found = profiles(papers, model)
     if len(found) < 2:
         return "Fewer than two papers have recorded a measure by layer so far.\n"
@@ -84,12 +103,34 @@ def fragment(papers: Sequence[Paper], model: str = "smollm2") -> str:
         means = [h.number(float(v[third].mean())) for third in thirds]
         link = f'<a href="papers/{p["paper"].slug}.html">{escape(p["paper"].short)}</a>'
         name = f"{i}. {escape(p['name'])}"
-        rows.append(("", [name, link, *means, f"{int(v.argmax())}", f"{int(v.argmin())}", _pair(v, depth)]))
-    parts = [f"{part} ({third[0]} to {third[-1]})" for part, third in zip(("lower", "middle", "upper"), thirds)]
-    head = ("Measure", "Paper", *(f"Mean, {part}" for part in parts), "Highest at", "Lowest at", "With depth")
+        rows.append(
+            ("", [name, link, *means, f"{int(v.argmax())}", f"{int(v.argmin())}", _pair(v, depth)])
+        )
+    parts = [
+        f"{part} ({third[0]} to {third[-1]})"
+        for part, third in zip(("lower", "middle", "upper"), thirds)
+    ]
+    head = (
+        "Measure",
+        "Paper",
+        *(f"Mean, {part}" for part in parts),
+        "Highest at",
+        "Lowest at",
+        "With depth",
+    )
     text = f'<div class="lb-profiles">{figure}</div>\n\n## By thirds\n\n{h.table(head, rows)}\n\n## Against each other\n\n'
-    text += ("Spearman's rank correlation of two measures over the layers, and behind the stroke that of their steps from one "
-             "layer to the next.\n\n")
-    matrix = [("", [f"{i + 1}. {escape(found[i]['name'])}", *("" if j >= i else _pair(y[i], y[j]) for j in range(len(y) - 1))])
-              for i in range(1, len(y))]
+    text += (
+        "Spearman's rank correlation of two measures over the layers, and behind the stroke that of their steps from one "
+        "layer to the next.\n\n"
+    )
+    matrix = [
+        (
+            "",
+            [
+                f"{i + 1}. {escape(found[i]['name'])}",
+                *("" if j >= i else _pair(y[i], y[j]) for j in range(len(y) - 1)),
+            ],
+        )
+        for i in range(1, len(y))
+    ]
     return text + h.table(("Measure", *(f"{j + 1}" for j in range(len(y) - 1))), matrix) + "\n"

@@ -1,7 +1,8 @@
-"""Pages over all papers: front-page numbers, gallery, scoreboard, shelf, licences, reference, table of contents.
+"""Pages over all papers: front-page numbers, gallery, scoreboard, shelf, licences, reference, table
+of contents.
 
-Hand-written pages in book/ include these fragments from book/_generated, so that prose stays prose and every
-table stays rendered.
+Hand-written pages in book/ include these fragments from book/_generated, so that prose stays prose
+and every table stays rendered.
 """
 
 from __future__ import annotations
@@ -17,16 +18,21 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from layerbook.pages import family_page as report_family, paper_page, quantization_page, speed
-from layerbook.pages import markup as h
 from layerbook.data.manifest import load as load_assets
+from layerbook.pages import family_page as report_family
+from layerbook.pages import markup as h
+from layerbook.pages import paper_page, quantization_page, speed
 from layerbook.pages.papers import FAMILIES, PROPER, Paper, read_yaml
 
-CLAIMS = "effect-or-equivalence"  # what the front page counts, as one choice of the scoreboard's filter
+CLAIMS = (
+    "effect-or-equivalence"  # what the front page counts, as one choice of the scoreboard's filter
+)
 
 
 def fragments(root: Path, papers: list[Paper]) -> dict[str, str | bytes]:
-    """Every generated file of the book except the papers' pages: path relative to the root -> content."""
+    """Every generated file of the book except the papers' pages: path relative to the root ->
+    content.
+    """
     files: dict[str, str | bytes] = {
         "book/_toc.yml": toc(root, papers),
         "book/_generated/summary.md": summary(papers),
@@ -37,25 +43,43 @@ def fragments(root: Path, papers: list[Paper]) -> dict[str, str | bytes]:
         "book/_generated/reference.md": reference(root),
         "book/_generated/bench.md": speed.fragment(root),
         "book/_generated/runs.md": speed.runs(papers),
-        "results/overview.svg": h.overview([(family, _total(mine)) for family, mine in _by_family(papers)]),
+        "results/overview.svg": h.overview(
+            [(family, _total(mine)) for family, mine in _by_family(papers)]
+        ),
         "results/metrics.json": json.dumps(metrics(papers), indent=1, sort_keys=True) + "\n",
     }
     pages = [page for family in FAMILIES if (page := family_page(root, family))]
     for page in pages:
-        own = page == "family-quantization"  # which has measurements of its own, not the records' alone
-        parts = quantization_page.fragments(root, papers) if own else {page: report_family.fragment(papers)}
+        own = (
+            page == "family-quantization"
+        )  # which has measurements of its own, not the records' alone
+        parts = (
+            quantization_page.fragments(root, papers)
+            if own
+            else {page: report_family.fragment(papers)}
+        )
         files |= {f"book/_generated/{name}.md": text for name, text in parts.items()}
     pictures = {p.slug: thumbnail(root, p) for p in papers}
-    return files | {f"book/_generated/thumb-{slug}.png": found[0] for slug, found in pictures.items() if found}
+    return files | {
+        f"book/_generated/thumb-{slug}.png": found[0] for slug, found in pictures.items() if found
+    }
 
 
 def metrics(papers: list[Paper]) -> dict[str, Any]:
-    """Numbers for `dvc metrics show` and `diff`: verdict counts and seconds per paper, each claim's estimate."""
+    """Numbers for `dvc metrics show` and `diff`: verdict counts and seconds per paper, each claim's
+    estimate.
+    """
     per_paper = {}
     for paper in papers:
-        estimates = {c["id"]: c["estimate"] for c in paper.claims() if c.get("estimate") is not None}
+        estimates = {
+            c["id"]: c["estimate"] for c in paper.claims() if c.get("estimate") is not None
+        }
         seconds = paper.records[paper.main]["seconds"]
-        per_paper[paper.slug] = {"claims": estimates, "seconds": seconds, "verdicts": paper.counts()}
+        per_paper[paper.slug] = {
+            "claims": estimates,
+            "seconds": seconds,
+            "verdicts": paper.counts(),
+        }
     return {"papers": per_paper, "total": {"papers": len(papers), **_total(papers)}}
 
 
@@ -74,7 +98,9 @@ def _link(paper: Paper, claim_id: str = "", text: str = "") -> str:
 
 
 def toc(root: Path, papers: list[Paper]) -> str:
-    """book/_toc.yml: the hand-written book/toc.yml with one part per family in place of `papers: here`."""
+    """book/_toc.yml: the hand-written book/toc.yml with one part per family in place of `papers:
+    here`.
+    """
     base, parts = read_yaml(root / "book" / "toc.yml"), []
     for part in base["parts"]:
         if "papers" not in part:
@@ -82,11 +108,17 @@ def toc(root: Path, papers: list[Paper]) -> str:
             continue
         for family, mine in _by_family(papers):
             page = family_page(root, family)
-            title = "Bits against quality" if family == "quantization" else "One model, many measures"
+            title = (
+                "Bits against quality" if family == "quantization" else "One model, many measures"
+            )
             chapters: list[dict[str, Any]] = [{"file": page, "title": title}] if page else []
             for p in mine:
                 chapter: dict[str, Any] = {"file": f"papers/{p.slug}", "title": p.short}
-                more = [{"file": f"papers/{p.slug}-{t}", "title": f"{p.short}: {t} run"} for t in p.records if t != p.main]
+                more = [
+                    {"file": f"papers/{p.slug}-{t}", "title": f"{p.short}: {t} run"}
+                    for t in p.records
+                    if t != p.main
+                ]
                 chapters.append(chapter | ({"sections": more} if more else {}))
             parts.append({"caption": family.capitalize(), "chapters": chapters})
     text = io.StringIO()
@@ -95,7 +127,9 @@ def toc(root: Path, papers: list[Paper]) -> str:
 
 
 def family_page(root: Path, family: str) -> str:
-    """Name of the hand-written page that compares the measures of a family's papers; empty if there is none."""
+    """Name of the hand-written page that compares the measures of a family's papers; empty if there
+    is none.
+    """
     name = f"family-{h.css(family)}"
     return name if (root / "book" / f"{name}.md").is_file() else ""
 
@@ -110,7 +144,11 @@ def summary(papers: list[Paper]) -> str:
     )
     held = {}
     for role in ("identity", "control"):
-        good = [c["verdict"] == "reproduced" for c in rows if c["role"] == role and c["verdict"] != "not tested"]
+        good = [
+            c["verdict"] == "reproduced"
+            for c in rows
+            if c["role"] == role and c["verdict"] != "not tested"
+        ]
         held[role] = f"{sum(good)} of {len(good)}"
     matched = sum(c["verdict"] == "reproduced" and bool(c["matched"]) for c in rows)
     return (
@@ -123,7 +161,9 @@ def summary(papers: list[Paper]) -> str:
 
 
 def wall(papers: list[Paper]) -> str:
-    """The verdict overview: one square per claim, one row per paper, one panel per family; fits a phone."""
+    """The verdict overview: one square per claim, one row per paper, one panel per family; fits a
+    phone.
+    """
     panels = []
     for family, mine in _by_family(papers):
         lines = []
@@ -137,7 +177,9 @@ def wall(papers: list[Paper]) -> str:
             )
             row = f'<span class="lb-squares" role="img" aria-label="{counts}">{squares}</span>'
             lines.append(f"<li>{_link(paper)}{row}</li>")
-        panels.append(f'<div class="lb-panel"><p>{family.capitalize()}</p><ul>{"".join(lines)}</ul></div>')
+        panels.append(
+            f'<div class="lb-panel"><p>{family.capitalize()}</p><ul>{"".join(lines)}</ul></div>'
+        )
     legend = "".join(
         f'<span><span class="lb-square lb-{h.css(v)}" aria-hidden="true">{h.GLYPHS[v]}</span> {v}: {meaning}</span>'
         for v, meaning in h.MEANING.items()
@@ -150,17 +192,27 @@ def _filters(target: str, choices: dict[str, tuple[str, Sequence[str]]]) -> str:
     fields = ['<label>Search <input type="search" data-filter="text"></label>']
     for name, (title, values) in choices.items():
         options = "".join(f'<option value="{h.css(v)}">{v}</option>' for v in values)
-        fields.append(f'<label>{title} <select data-filter="{name}"><option value="">all</option>{options}</select></label>')
+        fields.append(
+            f'<label>{title} <select data-filter="{name}"><option value="">all</option>{options}</select></label>'
+        )
     shown = '<output class="lb-shown" aria-live="polite"></output>'
-    return f'<form class="lb-filters" data-target="{target}" hidden>{"".join(fields)}{shown}</form>\n'
+    return (
+        f'<form class="lb-filters" data-target="{target}" hidden>{"".join(fields)}{shown}</form>\n'
+    )
 
 
 def thumbnail(root: Path, paper: Paper) -> tuple[bytes, str] | None:
-    """The paper's picture, as (PNG, text alternative): from the cell tagged `gallery`, else its first figure."""
+    """The paper's picture, as (PNG, text alternative): from the cell tagged `gallery`, else its
+    first figure.
+    """
     cells = paper_page.read_notebook(root, paper, paper.main).cells
     tagged = [c for c in cells if "gallery" in c.metadata.get("tags", [])]
     found = paper_page.images(tagged) or paper_page.images(cells)
-    return (base64.b64decode(found[0][0]), found[0][1] or f"Figure from {paper.short}") if found else None
+    return (
+        (base64.b64decode(found[0][0]), found[0][1] or f"Figure from {paper.short}")
+        if found
+        else None
+    )
 
 
 def gallery(root: Path, papers: list[Paper]) -> str:
@@ -176,11 +228,24 @@ def gallery(root: Path, papers: list[Paper]) -> str:
     lines += [":class-container: lb-gallery", ""]
     for paper in papers:
         counts, picture = paper.counts(), thumbnail(root, paper)
-        classes = [f"lb-family-{h.css(paper.card['family'])}", *(f"lb-has-{h.css(v)}" for v in counts)]
-        lines += [f":::{{grid-item-card}} {h.markdown(paper.short)}", f":link: papers/{paper.slug}", ":link-type: doc"]
-        lines += [f":link-alt: {h.quoted(paper.short)}", f":class-item: lb-item {' '.join(classes)}"]
+        classes = [
+            f"lb-family-{h.css(paper.card['family'])}",
+            *(f"lb-has-{h.css(v)}" for v in counts),
+        ]
+        lines += [
+            f":::{{grid-item-card}} {h.markdown(paper.short)}",
+            f":link: papers/{paper.slug}",
+            ":link-type: doc",
+        ]
+        lines += [
+            f":link-alt: {h.quoted(paper.short)}",
+            f":class-item: lb-item {' '.join(classes)}",
+        ]
         if picture:
-            lines += [f":img-top: _generated/thumb-{paper.slug}.png", f":img-alt: {h.quoted(picture[1])}"]
+            lines += [
+                f":img-top: _generated/thumb-{paper.slug}.png",
+                f":img-alt: {h.quoted(picture[1])}",
+            ]
         if paper.short != paper.card["title"]:
             lines += ["", f'<p class="lb-card-title">{escape(paper.card["title"])}</p>']
         badges = " ".join(h.badge(v, count=counts[v]) for v in h.VERDICTS if counts[v])
@@ -190,7 +255,9 @@ def gallery(root: Path, papers: list[Paper]) -> str:
 
 
 def scoreboard(papers: list[Paper]) -> str:
-    """Every registered claim with the paper's figure, ours, n, tier and verdict; sortable and filterable."""
+    """Every registered claim with the paper's figure, ours, n, tier and verdict; sortable and
+    filterable.
+    """
     head = ("Paper", "Claim", "In the paper", "Here", "n", "Tier", "Verdict")
     rows, tiers = [], set()
     for paper in papers:
@@ -202,7 +269,12 @@ def scoreboard(papers: list[Paper]) -> str:
             unit = f' <span class="lb-n">{h.inline(c["unit"])}</span>' if c.get("n") else ""
             tier = c["tier"] or f"needs {c['needs']}"
             tiers.add(tier)
-            data = {"family": paper.card["family"], "verdict": c["verdict"], "kind": c["role"], "tier": tier}
+            data = {
+                "family": paper.card["family"],
+                "verdict": c["verdict"],
+                "kind": c["role"],
+                "tier": tier,
+            }
             data = {k: h.css(v) for k, v in data.items()}
             data["kind"] += f" {CLAIMS}" if c["kind"] in PROPER else ""
             attributes = "".join(f' data-{k}="{v}"' for k, v in data.items())
@@ -222,7 +294,12 @@ def scoreboard(papers: list[Paper]) -> str:
         "kind": ("Kind", (CLAIMS, "effect", "equivalence", "identity", "control", "rival")),
         "tier": ("Tier", sorted(tiers)),
     }
-    return _filters(".lb-row", choices) + "\n" + h.table(head, rows, classes="lb-scores", sort=True) + "\n"
+    return (
+        _filters(".lb-row", choices)
+        + "\n"
+        + h.table(head, rows, classes="lb-scores", sort=True)
+        + "\n"
+    )
 
 
 SHELF = {
@@ -236,15 +313,23 @@ SHELF = {
 
 
 def shelf_place(claim: dict[str, Any]) -> str | None:
-    """The heading under which a claim stands on the shelf (a key of SHELF); None when it does not belong there."""
+    """The heading under which a claim stands on the shelf (a key of SHELF); None when it does not
+    belong there.
+    """
     verdict = claim["verdict"]
     if claim["kind"] in PROPER:
         return verdict if verdict != "reproduced" or claim["matched"] else None
-    return "broken" if claim["role"] != "rival" and verdict not in ("reproduced", "not tested") else None
+    return (
+        "broken"
+        if claim["role"] != "rival" and verdict not in ("reproduced", "not tested")
+        else None
+    )
 
 
 def shelf(papers: list[Paper]) -> str:
-    """What did not come out as the paper says, with its likely reason and what would change our mind."""
+    """What did not come out as the paper says, with its likely reason and what would change our
+    mind.
+    """
     sections: dict[str, list[str]] = {}
     for paper in papers:
         for c in paper.claims():
@@ -261,12 +346,16 @@ def shelf(papers: list[Paper]) -> str:
                 f'<p>{h.inline(c["statement"])}</p><p class="lb-figures">In the paper: '
                 f"{h.inline(c.get('paper') or 'not known').rstrip('.')}. Here: {h.ours(c)}</p>{why}</div>"
             )
-    done = [f"## {title}\n\n" + "\n".join(sections[k]) for k, title in SHELF.items() if k in sections]
+    done = [
+        f"## {title}\n\n" + "\n".join(sections[k]) for k, title in SHELF.items() if k in sections
+    ]
     return "\n\n".join(done or ["The shelf is empty."]) + "\n"
 
 
 def assets(root: Path, papers: list[Paper]) -> str:
-    """Models and data with source, licence and the papers that use them; then the networks trained here."""
+    """Models and data with source, licence and the papers that use them; then the networks trained
+    here.
+    """
     users: dict[str, list[str]] = {}
     for paper in papers:
         for name in paper.card["substrate"]:
@@ -291,16 +380,22 @@ def assets(root: Path, papers: list[Paper]) -> str:
 
 
 def reference(root: Path) -> str:
-    """One autodoc section per public module of the package, below what the folder that it lies in is for."""
+    """One autodoc section per public module of the package, below what the folder that it lies in
+    is for.
+    """
     package, out = root / "src" / "layerbook", []
     folders = [package, *sorted(p.parent for p in package.glob("*/__init__.py"))]
     for folder in folders:
         home = ".".join(folder.relative_to(package.parent).parts)
         out.append(f"## {home}\n")
-        if folder != package:  # the package's own docstring stands at the top of the page in other words
+        if (
+            folder != package
+        ):  # the package's own docstring stands at the top of the page in other words
             out.append(f"```{{eval-rst}}\n.. automodule:: {home}\n```\n")
         for file in sorted(folder.glob("*.py")):
             if not file.stem.startswith("_"):
                 name = f"{home}.{file.stem}"
-                out.append(f"### {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n")
+                out.append(
+                    f"### {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n"
+                )
     return "\n".join(out)

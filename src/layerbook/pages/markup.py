@@ -1,6 +1,8 @@
-"""Pieces of HTML that more than one page of the book is made of: badges, numbers, forest plots, tables.
+"""Pieces of HTML that more than one page of the book is made of: badges, numbers, forest plots,
+tables.
 
-Everything here is a pure function from records to text, so that the same records always give the same bytes.
+Everything here is a pure function from records to text, so that the same records always give the
+same bytes.
 HTML never holds an empty line: in Markdown that would end the block.
 """
 
@@ -12,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from layerbook.notebook import tables
 from layerbook.claims.outcomes import VERDICTS
+from layerbook.notebook import tables
 
 GLYPHS = dict(zip(VERDICTS, "✓≈✗?–", strict=True))
 COLOURS = dict(zip(VERDICTS, ("#1b7f6b", "#8f6a00", "#b83b22", "#5568a3", "#6d737a"), strict=True))
@@ -56,7 +58,8 @@ def interval(pair: Sequence[float] | None) -> str:
     return f"[{number(pair[0])}, {number(pair[1])}]" if pair else ""
 
 
-# Commands with which MathJax makes links, loads code, or sets attributes of the page; math that holds one is shown as written.
+# Commands with which MathJax makes links, loads code, or sets attributes of the page; math that
+# holds one is shown as written.
 UNSAFE = re.compile(
     r"\\(href|url|require|class|cssId|style|data|def|edef|gdef|let|futurelet|newcommand|renewcommand|newenvironment"
     r"|renewenvironment|html\w*|unicode|mmlToken|includegraphics|bbox|csname|[()\[\]])(?![A-Za-z])|\\\\[()]"
@@ -64,7 +67,9 @@ UNSAFE = re.compile(
 
 
 def markdown(text: str) -> str:
-    """Text as one line of Markdown that shows it as it is: no heading, directive, role, link or math begins in it."""
+    """Text as one line of Markdown that shows it as it is: no heading, directive, role, link or
+    math begins in it.
+    """
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
@@ -74,12 +79,16 @@ def quoted(text: str) -> str:
 
 
 def inline(text: Any) -> str:
-    """A card's sentence as HTML: `code`, *emphasis* and $math$ are understood, all else is shown as it is."""
+    """A card's sentence as HTML: `code`, *emphasis* and $math$ are understood, all else is shown as
+    it is.
+    """
     parts = re.split(r"(\$[^$\n]+\$|`[^`\n]+`)", str(text if text is not None else "").strip())
     out = []
     for part in parts:
         if len(part) > 2 and part[0] == part[-1] == "$" and not UNSAFE.search(part):
-            out.append(f'<span class="math notranslate nohighlight">\\({escape(part[1:-1])}\\)</span>')
+            out.append(
+                f'<span class="math notranslate nohighlight">\\({escape(part[1:-1])}\\)</span>'
+            )
         elif len(part) > 2 and part[0] == part[-1] == "`":
             out.append(f"<code>{escape(part[1:-1])}</code>")
         else:
@@ -92,19 +101,27 @@ def estimate(claim: dict[str, Any]) -> str:
     """Our estimate with its interval; the exact value goes along for sorting."""
     if claim.get("estimate") is None:
         return '<span class="lb-none">not measured</span>'
-    figure = f'<data class="lb-estimate" value="{claim["estimate"]}">{number(claim["estimate"])}</data>'
+    figure = (
+        f'<data class="lb-estimate" value="{claim["estimate"]}">{number(claim["estimate"])}</data>'
+    )
     span = interval(claim.get("interval"))
     return f'{figure} <span class="lb-interval">{span}</span>' if span else figure
 
 
 def ours(claim: dict[str, Any]) -> str:
     """Our estimate with its interval, n and what one unit is, as one table cell."""
-    units = f' <span class="lb-n">n = {claim["n"]} ({inline(claim["unit"])})</span>' if claim.get("n") else ""
+    units = (
+        f' <span class="lb-n">n = {claim["n"]} ({inline(claim["unit"])})</span>'
+        if claim.get("n")
+        else ""
+    )
     return estimate(claim) + units
 
 
 def thresholds(test: dict[str, Any]) -> list[float]:
-    """The line or lines that a card's test draws: above/below/between/within, also inside every/count."""
+    """The line or lines that a card's test draws: above/below/between/within, also inside
+    every/count.
+    """
     if "within" in test:
         return [-float(test["within"]), float(test["within"])]
     for form in (test, test.get("every") or {}, test.get("count") or {}):
@@ -117,9 +134,11 @@ def thresholds(test: dict[str, Any]) -> list[float]:
 
 
 def forest(claim: dict[str, Any], test: dict[str, Any] | None) -> str:
-    """A small forest plot: units as dots, estimate and interval as a bar, the test's threshold as a dashed line.
+    """A small forest plot: units as dots, estimate and interval as a bar, the test's threshold as a
+    dashed line.
 
-    Decoration beside the same figures in words, hence hidden from screen readers. Empty without estimate.
+    Decoration beside the same figures in words, hence hidden from screen readers. Empty without
+    estimate.
     """
     values, bar = ([v for v in claim.get(k) or [] if v is not None] for k in ("values", "interval"))
     mean, lines = claim.get("estimate"), thresholds(test or {})
@@ -150,15 +169,20 @@ def table(
 ) -> str:
     """A table on a wide screen that the style sheet turns into a list of cards on a phone.
 
-    head: column titles. rows: (attributes of the <tr>, cells as HTML), the first cell heading its row.
+    head: column titles. rows: (attributes of the <tr>, cells as HTML), the first cell heading its
+        row.
     sort: put a button into every column title for the book's own script.
     """
-    titles = (f'<button type="button" class="lb-sort">{name}</button>' if sort else name for name in head)
+    titles = (
+        f'<button type="button" class="lb-sort">{name}</button>' if sort else name for name in head
+    )
     columns = "".join(f'<th scope="col">{name}</th>' for name in titles)
     lines = []
     for attributes, (first, *rest) in rows:
         cells = f'<th scope="row">{first}</th>'
-        cells += "".join(f'<td data-label="{escape(h)}">{c}</td>' for h, c in zip(head[1:], rest, strict=True))
+        cells += "".join(
+            f'<td data-label="{escape(h)}">{c}</td>' for h, c in zip(head[1:], rest, strict=True)
+        )
         lines.append(f"<tr {attributes}>{cells}</tr>".replace("<tr >", "<tr>"))
     body = "\n".join(lines)
     box = f'<div class="lb-scroll" tabindex="0" role="region" aria-label="{escape(head[0])} table">'
@@ -176,12 +200,18 @@ def overview(bars: Sequence[tuple[str, Mapping[str, int]]]) -> str:
         shapes.append(f'<text x="160" y="{y + 15}" text-anchor="end">{family}</text>')
         for verdict in (v for v in VERDICTS if counts.get(v)):
             wide = 520 * counts[verdict] / longest
-            shapes.append(f'<rect x="{x:.1f}" y="{y}" width="{wide:.1f}" height="22" fill="{COLOURS[verdict]}"/>')
-            shapes.append(f'<text class="n" x="{x + wide / 2:.1f}" y="{y + 15}">{counts[verdict]}</text>')
+            shapes.append(
+                f'<rect x="{x:.1f}" y="{y}" width="{wide:.1f}" height="22" fill="{COLOURS[verdict]}"/>'
+            )
+            shapes.append(
+                f'<text class="n" x="{x + wide / 2:.1f}" y="{y + 15}">{counts[verdict]}</text>'
+            )
             x += wide
     base = 30 * len(bars) + 26
     for i, (verdict, colour) in enumerate(COLOURS.items()):
-        shapes.append(f'<rect x="{20 + 138 * i}" y="{base - 10}" width="11" height="11" fill="{colour}"/>')
+        shapes.append(
+            f'<rect x="{20 + 138 * i}" y="{base - 10}" width="11" height="11" fill="{colour}"/>'
+        )
         shapes.append(f'<text x="{36 + 138 * i}" y="{base}">{verdict}</text>')
     told = ", ".join(f"{sum(c.get(v, 0) for _, c in bars)} {v}" for v in VERDICTS)
     return (
@@ -211,6 +241,10 @@ def memory(megabytes: float) -> str:
 
 def cost(record: Mapping[str, Any]) -> str:
     """What a run took: "1 min 1 s, 1.8 GB memory, cpu, 2 threads"."""
-    gpu = f", {memory(record['peak_gpu_memory_mb'])} GPU memory" if record.get("peak_gpu_memory_mb") else ""
+    gpu = (
+        f", {memory(record['peak_gpu_memory_mb'])} GPU memory"
+        if record.get("peak_gpu_memory_mb")
+        else ""
+    )
     used = f"{memory(record['peak_memory_mb'])} memory{gpu}"
     return f"{duration(record['seconds'])}, {used}, {escape(record['device'])}"

@@ -11,11 +11,11 @@ import nbformat
 from nbformat import NotebookNode
 
 from layerbook.claims import papersources, varying
+from layerbook.notebook.tables import gate_state
 from layerbook.pages import cells as pagecells
-from layerbook.pipeline import filefaults
 from layerbook.pages import markup as h
 from layerbook.pages.papers import BookError, Paper, checked
-from layerbook.notebook.tables import gate_state
+from layerbook.pipeline import filefaults
 
 CAPTIONS = {
     "parameters": "The notebook's own defaults.",
@@ -25,7 +25,9 @@ CAPTIONS = {
 
 def page_path(paper: Paper, tier: str) -> str:
     """Where the page of a tier lies below book/: the main tier has the paper's own name."""
-    return f"papers/{paper.slug}.ipynb" if tier == paper.main else f"papers/{paper.slug}-{tier}.ipynb"
+    return (
+        f"papers/{paper.slug}.ipynb" if tier == paper.main else f"papers/{paper.slug}-{tier}.ipynb"
+    )
 
 
 def _markdown(cell_id: str, text: str) -> NotebookNode:
@@ -35,8 +37,13 @@ def _markdown(cell_id: str, text: str) -> NotebookNode:
 
 
 def read_notebook(root: Path, paper: Paper, tier: str) -> NotebookNode:
-    """The source notebook with the outputs of a tier's run; BookError when that ran other code or is missing."""
-    path, source = root / "results" / tier / f"{paper.slug}.ipynb", root / "notebooks" / f"{paper.slug}.ipynb"
+    """The source notebook with the outputs of a tier's run; BookError when that ran other code or
+    is missing.
+    """
+    path, source = (
+        root / "results" / tier / f"{paper.slug}.ipynb",
+        root / "notebooks" / f"{paper.slug}.ipynb",
+    )
     again = f"make rerun PAPER={paper.slug} TIER={tier}"
     if not path.is_file():
         raise BookError(f"{path.name} is missing beside its record: {again}")
@@ -50,7 +57,9 @@ def read_notebook(root: Path, paper: Paper, tier: str) -> NotebookNode:
 
 
 def images(cells: list[NotebookNode]) -> list[tuple[str, str]]:
-    """Every PNG of some cells in order, as (base64 text, text alternative); the alternative may be empty."""
+    """Every PNG of some cells in order, as (base64 text, text alternative); the alternative may be
+    empty.
+    """
     found = []
     for cell in cells:
         for output in cell.get("outputs", []):
@@ -65,7 +74,10 @@ def _byline(paper: Paper) -> str:
     parts = [escape(", ".join(card["authors"])), str(card["year"])]
     if card.get("venue"):
         parts.append(escape(card["venue"]))
-    parts += [f'<a href="{escape(address)}">{escape(text)}</a>' for text, address in papersources.links(card)]
+    parts += [
+        f'<a href="{escape(address)}">{escape(text)}</a>'
+        for text, address in papersources.links(card)
+    ]
     code = card.get("code") or {}
     if code.get("url"):
         licence = f" ({escape(code['licence'])})" if code.get("licence") else ""
@@ -80,14 +92,20 @@ def _verdict_rows(claims: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
             ("how our setting differs", claim.get("differs")),
             ("what was changed", claim.get("changed")),
         )
-        aside = "".join(f"<details><summary>{k}</summary>{h.inline(v)}</details>" for k, v in notes if v)
+        aside = "".join(
+            f"<details><summary>{k}</summary>{h.inline(v)}</details>" for k, v in notes if v
+        )
         also = "".join(
             f"<li>{h.inline(part['test'])}: {h.number(part.get('estimate'))} {h.interval(part.get('interval'))}, "
             f"{h.inline(part.get('outcome'))}</li>"
             for part in claim.get("also") or []
         )
         tests = f"<details><summary>the test</summary>{h.inline(claim.get('test'))}<ul>{also}</ul></details>"
-        measured = h.ours(claim) + h.forest(claim, claim["registered"]) + (tests if claim.get("test") else "")
+        measured = (
+            h.ours(claim)
+            + h.forest(claim, claim["registered"])
+            + (tests if claim.get("test") else "")
+        )
         verdict = h.badge(claim["verdict"], claim["role"]) + rival_note(claim) + varies_note(claim)
         rows.append(
             (
@@ -105,7 +123,11 @@ def _verdict_rows(claims: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
 
 def varies_note(row: dict[str, Any]) -> str:
     """A badge at a claim or finding that two runs need not agree on: what its numbers depend on."""
-    return f' <span class="lb-badge">{varying.MEANING[row["varies"]]}</span>' if row.get("varies") else ""
+    return (
+        f' <span class="lb-badge">{varying.MEANING[row["varies"]]}</span>'
+        if row.get("varies")
+        else ""
+    )
 
 
 def rival_note(claim: dict[str, Any]) -> str:
@@ -133,14 +155,20 @@ def _strip(paper: Paper, tier: str) -> str:
     """Verdict counts of the claims proper, and whether every identity and control behaved."""
     counts = paper.counts(tier)
     badges = [h.badge(v, count=counts[v]) for v in h.VERDICTS if counts[v]]
-    checks = [c for c in paper.claims(tier) if c["role"] in ("identity", "control") and c["verdict"] != "not tested"]
+    checks = [
+        c
+        for c in paper.claims(tier)
+        if c["role"] in ("identity", "control") and c["verdict"] != "not tested"
+    ]
     held = sum(c["verdict"] == "reproduced" for c in checks)
     text = f'<span class="lb-n">{held} of {len(checks)} identities and controls behaved as they must</span>'
     return f'<p class="lb-strip">{" ".join(badges)} {text if checks else ""}</p>'
 
 
 def _discussion(paper: Paper, tier: str) -> str:
-    """Why a claim did not come out reproduced and what would change our mind, in the paper's own words."""
+    """Why a claim did not come out reproduced and what would change our mind, in the paper's own
+    words.
+    """
     by_id = {c["id"]: c for c in paper.claims(tier)}
     items = []
     for claim_id, prose in paper.discussion.items():
@@ -164,7 +192,9 @@ def _header(paper: Paper, tier: str, title: str, idea: str) -> str:
     parts = [f"# {title}{'' if tier == paper.main else f' ({tier} run)'}", _byline(paper)]
     parts.append(h.inline(paper.card["summary"]).join(('<p class="lb-summary">', "</p>")))
     parts.append(_strip(paper, tier) + _rival_alert(paper, tier))
-    parts.append(f'<p class="lb-cost">Rerun ({h.cost(record)}): <code>make rerun PAPER={slug} TIER={tier}</code></p>')
+    parts.append(
+        f'<p class="lb-cost">Rerun ({h.cost(record)}): <code>make rerun PAPER={slug} TIER={tier}</code></p>'
+    )
     others = [t for t in paper.records if t != tier]
     for other in others:
         file = Path(page_path(paper, other)).name
@@ -177,7 +207,9 @@ def _header(paper: Paper, tier: str, title: str, idea: str) -> str:
             f"what must fail the same tests</summary>{inner}</details>"
         )
     for gate in record.get("gates") or []:
-        parts.append(f'<p class="lb-gate">Precondition {gate["id"]}, {gate_state(gate)}: {h.inline(gate["statement"])}</p>')
+        parts.append(
+            f'<p class="lb-gate">Precondition {gate["id"]}, {gate_state(gate)}: {h.inline(gate["statement"])}</p>'
+        )
     parts.append(_findings(record))
     if why := _discussion(paper, tier):
         parts.append(f"## What did not come out\n\n{why}")
@@ -208,7 +240,10 @@ def _rerun(paper: Paper, tier: str) -> str:
         ("verdicts", f"../../results/{tier}/{slug}.verdicts.json"),
     ]
     links = ", ".join(f"{{download}}`{name} <{target}>`" for name, target in files)
-    rows = [("", [f"<code>{name}</code>", h.inline((spec or {}).get("help"))]) for name, spec in options.items()]
+    rows = [
+        ("", [f"<code>{name}</code>", h.inline((spec or {}).get("help"))])
+        for name, spec in options.items()
+    ]
     table = h.table(("Parameter", "What it is"), rows) if rows else ""
     return (
         f"```bash\nmake rerun PAPER={slug} TIER={tier}\n"
@@ -221,7 +256,9 @@ def bibtex(root: Path, key: str) -> str | None:
     """One entry of book/references.bib as written there, or None."""
     path = root / "book" / "references.bib"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    found = re.search(rf"^@\w+\s*\{{\s*{re.escape(key)}\s*,.*?^\}}", text, flags=re.MULTILINE | re.DOTALL)
+    found = re.search(
+        rf"^@\w+\s*\{{\s*{re.escape(key)}\s*,.*?^\}}", text, flags=re.MULTILINE | re.DOTALL
+    )
     return found.group(0) if found else None
 
 
@@ -231,7 +268,9 @@ def braced(text: str) -> str:
 
 
 def _source(paper: Paper) -> str:
-    """The paper's first identifier in the words of its BibTeX note: `arXiv:2401.00001`, or an address."""
+    """The paper's first identifier in the words of its BibTeX note: `arXiv:2401.00001`, or an
+    address.
+    """
     text, address = papersources.links(paper.card)[0]
     return braced(text if "arxiv" in paper.card else address)
 
@@ -259,7 +298,9 @@ def page(root: Path, paper: Paper, tier: str) -> str:
         title, cells = heading[2:].strip(), cells[1:]
     out = [_markdown("book-header", _header(paper, tier, title, idea.strip()))]
     for cell in cells:
-        if tier != paper.main and cell.cell_type == "markdown":  # the main page keeps the equation labels
+        if (
+            tier != paper.main and cell.cell_type == "markdown"
+        ):  # the main page keeps the equation labels
             cell.source = re.sub(r"(\$\$[ \t]*)\([\w:-]+\)", r"\1", cell.source)
         tags = cell.metadata.get("tags", [])
         for tag, caption in CAPTIONS.items():

@@ -12,20 +12,27 @@ from ruamel.yaml import YAML
 
 from layerbook import paths
 from layerbook.claims import cards, discussions, varying
-from layerbook.pipeline import advice, filefaults, record, verdicts
 from layerbook.claims.engine import control_tests
+from layerbook.pipeline import advice, filefaults, record, verdicts
 
 FAMILIES: list[str] = cards.schema()["properties"]["family"]["enum"]
-PROPER = ("effect", "equivalence")  # claims proper; identities and controls say whether to believe them
+PROPER = (
+    "effect",
+    "equivalence",
+)  # claims proper; identities and controls say whether to believe them
 TIERS = ("cpu", "gpu")
 
 
 class BookError(RuntimeError):
-    """The book can not be rendered or built; the message says which file is at fault and what to do."""
+    """The book can not be rendered or built; the message says which file is at fault and what to
+    do.
+    """
 
 
 def checked(path: Path, read: Callable[[Path], Any], root: Path) -> Any:
-    """What `read`, a function of `filefaults`, gives for a file. Raises BookError: file, fault and what to type."""
+    """What `read`, a function of `filefaults`, gives for a file. Raises BookError: file, fault and
+    what to type.
+    """
     try:
         return read(path)
     except filefaults.FileFault as fault:
@@ -40,7 +47,9 @@ def read_yaml(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class Paper:
-    """One paper: its card, its records by tier, and the prose on claims that did not come out reproduced."""
+    """One paper: its card, its records by tier, and the prose on claims that did not come out
+    reproduced.
+    """
 
     slug: str
     card: dict[str, Any]
@@ -58,12 +67,13 @@ class Paper:
         return next(t for t in TIERS if t in self.records)
 
     def claims(self, tier: str | None = None) -> list[dict[str, Any]]:
-        """Registered claims with their results: those of one tier, or of the tier that decides each of them.
+        """Registered claims with their results: those of one tier, or of the tier that decides each
+        of them.
 
-        The cpu record decides what it tested and the gpu record decides the rest; what both tested keeps the
-        gpu result under "other". Added keys: role (the kind, or "rival"), registered (the primary test), needs
-        (the smallest tier that may decide), tier (that measured it, or None), matched (the id of a dull rival
-        that passes the same test, or None), slug.
+        The cpu record decides what it tested and the gpu record decides the rest; what both tested
+        keeps the gpu result under "other". Added keys: role (the kind, or "rival"), registered (the
+        primary test), needs (the smallest tier that may decide), tier (that measured it, or None),
+        matched (the id of a dull rival that passes the same test, or None), slug.
         """
         by_id = {c["id"]: c for c in self.card["claims"]}
         rivals = {c.get("rival") for c in by_id.values()}
@@ -76,10 +86,15 @@ class Paper:
                 )
         marked, rows = varying.of_claims(self.card), []
         for claim in by_id.values():
-            results = {t: found[claim["id"]] for t, found in measured.items() if claim["id"] in found}
+            results = {
+                t: found[claim["id"]] for t, found in measured.items() if claim["id"] in found
+            }
             tested = [t for t in TIERS if t in results and results[t]["verdict"] != "not tested"]
             chosen = tier if tier in results else next(iter([*tested, *results]), None)
-            result = results.get(chosen) or {"verdict": "not tested", "reason": "no measurement was recorded"}
+            result = results.get(chosen) or {
+                "verdict": "not tested",
+                "reason": "no measurement was recorded",
+            }
             rival = result.get("rival") or {}
             added = {
                 "role": "rival" if claim["id"] in rivals else claim["kind"],
@@ -100,11 +115,17 @@ class Paper:
 
 
 def evidence(file: Path, card: dict[str, Any], tier: str) -> dict[str, Any]:
-    """Record and verdicts of a paper as one. Raises BookError that says which file is at fault and what to do."""
+    """Record and verdicts of a paper as one. Raises BookError that says which file is at fault and
+    what to do.
+    """
     slug, contents = file.stem, []
     for path, kind, remedy in (
         (file, "measurements", f"run it again: make rerun PAPER={slug} TIER={tier}"),
-        (file.with_name(f"{slug}{verdicts.SUFFIX}"), "verdicts", f"decide again: layerbook decide {slug}"),
+        (
+            file.with_name(f"{slug}{verdicts.SUFFIX}"),
+            "verdicts",
+            f"decide again: layerbook decide {slug}",
+        ),
     ):
         try:
             contents.append(record.load(path, kind, slug, tier, remedy))
@@ -116,7 +137,9 @@ def evidence(file: Path, card: dict[str, Any], tier: str) -> dict[str, Any]:
 
 
 def load(root: Path = paths.ROOT) -> list[Paper]:
-    """Every paper that has a card and at least one record, by family and then by name. Raises cards.CardError."""
+    """Every paper that has a card and at least one record, by family and then by name. Raises
+    cards.CardError.
+    """
     papers, folder = [], root / "notebooks"
     if faults := cards.draft_faults(folder):
         raise BookError("\n".join(faults))

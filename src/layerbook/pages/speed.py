@@ -1,4 +1,6 @@
-"""What running costs: the machinery, from results/bench.json, and every paper at both tiers, from the records."""
+"""What running costs: the machinery, from results/bench.json, and every paper at both tiers, from
+the records.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,31 @@ from layerbook.pages.papers import Paper
 
 
 def fragment(root: Path) -> str:
-    """The table as Markdown with HTML; a line that says how to make it when nothing was measured yet."""
+    """The table as Markdown with HTML; a line that says how to make it when nothing was measured
+    yet.
+    """
     file = root / "results" / "bench.json"
     if not file.is_file():
         return "Nothing has been measured on this machine yet: `make bench` does it.\n"
     found = json.loads(file.read_text(encoding="utf-8"))
     rows = []
     for r in found["rows"]:
-        goal = "" if r["goal"] is None else f"at least {r['goal']:g}: {'met' if r['met'] else 'missed'}"
-        name = escape(r["name"]) + (f'<br><small class="lb-aside">{escape(r["note"])}</small>' if r["note"] else "")
+        goal = (
+            ""
+            if r["goal"] is None
+            else f"at least {r['goal']:g}: {'met' if r['met'] else 'missed'}"
+        )
+        name = escape(r["name"]) + (
+            f'<br><small class="lb-aside">{escape(r["note"])}</small>' if r["note"] else ""
+        )
         pair = [f"{escape(r[k])}: {r[f'{k}_seconds']:.2f} s" for k in ("baseline", "ours")]
         rows.append(("", [name, *pair, f"{r['ratio']:.1f}", goal]))
     machine = found["machine"]
-    text = (f"Measured by `make bench` on {machine['cores']} cores ({machine['system']}, Python {machine['python']}), each figure "
-            "beside its plain baseline in the same run. The small papers do nothing but import what all papers import and draw a "
-            "few numbers, so that what is left is the cost of the machinery.\n\n")
+    text = (
+        f"Measured by `make bench` on {machine['cores']} cores ({machine['system']}, Python {machine['python']}), each figure "
+        "beside its plain baseline in the same run. The small papers do nothing but import what all papers import and draw a "
+        "few numbers, so that what is left is the cost of the machinery.\n\n"
+    )
     return text + h.table(["What", "Baseline", "Here", "Ratio", "Aim"], rows) + "\n"
 
 
@@ -36,10 +48,24 @@ def runs(papers: Sequence[Paper]) -> str:
     for paper in papers:
         cpu, gpu = (paper.records.get(tier) for tier in ("cpu", "gpu"))
         waiting = sum(c["tier"] == "gpu" for c in paper.card["claims"] if c["kind"] != "control")
-        rows.append(("", [f'<a href="../papers/{paper.slug}.html">{escape(paper.slug)}</a>', h.cost(cpu) if cpu else "not run",
-                          h.cost(gpu) if gpu else "no run is stored yet", f"{waiting or 'none'}"]))
+        rows.append(
+            (
+                "",
+                [
+                    f'<a href="../papers/{paper.slug}.html">{escape(paper.slug)}</a>',
+                    h.cost(cpu) if cpu else "not run",
+                    h.cost(gpu) if gpu else "no run is stored yet",
+                    f"{waiting or 'none'}",
+                ],
+            )
+        )
     made = sum("gpu" in p.records for p in papers)
-    text = f"{made} of {len(papers)} papers have a GPU run in this book." if made else (
-        "No GPU run is stored in this book yet: so far the tier was only rehearsed at tiny size, on a CPU, and the claims in the "
-        "last column are not tested.")
+    text = (
+        f"{made} of {len(papers)} papers have a GPU run in this book."
+        if made
+        else (
+            "No GPU run is stored in this book yet: so far the tier was only rehearsed at tiny size, "
+            "on a CPU, and the claims in the last column are not tested."
+        )
+    )
     return f"{text}\n\n{h.table(['Paper', 'cpu tier', 'gpu tier', 'Claims that only the gpu tier decides'], rows)}\n"

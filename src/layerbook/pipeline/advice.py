@@ -1,8 +1,8 @@
 """What to say when a file is not as it should be: each fault and each remedy is worded once, here.
 
-`survey` looks at every file that the project reads and names those that are damaged; `explain` turns an exception into
-a message with file, fault and the next command. Neither looks at anything until something has gone wrong, so that
-good files cost nothing.
+`survey` looks at every file that the project reads and names those that are damaged; `explain`
+turns an exception into a message with file, fault and the next command. Neither looks at anything
+until something has gone wrong, so that good files cost nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from layerbook.pipeline import filefaults as ff
 from layerbook import paths
+from layerbook.pipeline import filefaults as ff
 
-BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")  # what DVC says of a lock that is held
-# Exceptions whose messages say all; by name, so that a stage which imports this module does not come to depend on theirs.
+BUSY = (
+    "Unable to acquire lock",
+    "is busy, it is being blocked by",
+)  # what DVC says of a lock that is held
+# Exceptions whose messages say all; by name, so that a stage which imports this module does not
+# come to depend on theirs.
 OWN = ("CardError", "RunError", "AssetError", "FileFault", "BookError", "ScoreError", "SourceError")
 
 
@@ -57,7 +61,9 @@ PIPELINE = ("dvc.yaml", "params.yaml", "dvc.lock", "data.dvc", ".dvc/config")
 
 
 def _files(root: Path) -> Iterator[tuple[str, Callable[[Path], Any]]]:
-    """Every file that the project reads, by its path from the root, with the function that reads it."""
+    """Every file that the project reads, by its path from the root, with the function that reads
+    it.
+    """
     for name, read in ONE.items():
         if (root / name).exists() or _tracked(root, name):
             yield name, read
@@ -75,17 +81,24 @@ def _files(root: Path) -> Iterator[tuple[str, Callable[[Path], Any]]]:
 def _reader(name: str) -> Callable[[Path], Any]:
     if name.endswith(".safetensors"):  # in Python 3.11 Path.match takes ** for one folder
         return ff.weights_of
-    return ONE.get(name) or next((read for pattern, read in MANY.items() if Path(name).match(pattern)), ff.text_of)
+    return ONE.get(name) or next(
+        (read for pattern, read in MANY.items() if Path(name).match(pattern)), ff.text_of
+    )
 
 
 def survey(root: Path | None = None, only: Sequence[str] | None = None) -> list[str]:
-    """Every damaged file that the project reads: 'path fault', and below it what to type; one entry each.
+    """Every damaged file that the project reads: 'path fault', and below it what to type; one entry
+    each.
 
     Args:
         only: paths from the root, in place of all files.
     """
     root = root or paths.ROOT
-    files = _files(root) if only is None else ((n, _reader(n)) for n in only if (root / n).exists() or _tracked(root, n))
+    files = (
+        _files(root)
+        if only is None
+        else ((n, _reader(n)) for n in only if (root / n).exists() or _tracked(root, n))
+    )
     found = []
     for name, read in files:
         if fault := ff.fault_of(root / name, read):
@@ -96,7 +109,14 @@ def survey(root: Path | None = None, only: Sequence[str] | None = None) -> list[
 def _git(root: Path, *arguments: str) -> str:
     """What a git command prints; '' where there is no git or no repository."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, encoding="utf-8", check=False, timeout=60)
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=root,
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+            timeout=60,
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout if done.returncode == 0 else ""
@@ -108,22 +128,30 @@ def _tracked(root: Path, name: str) -> bool:
 
 def _changed(root: Path, *names: str) -> dict[str, str]:
     """Tracked files below `names` that differ from the last commit: path -> git's two letters."""
-    rows = _git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=no", "--", *names).split("\0")
+    rows = _git(
+        root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=no", "--", *names
+    ).split("\0")
     prefix = _git(root, "rev-parse", "--show-prefix").strip()
     return {row[3:].removeprefix(prefix): row[:2] for row in rows if row}
 
 
 def restore(name: str, root: Path | None = None) -> str:
-    """The git command that brings a file or folder back as it was committed; '' when git holds no other state of it."""
+    """The git command that brings a file or folder back as it was committed; '' when git holds no
+    other state of it.
+    """
     changed = _changed(root or paths.ROOT, name)
     if not changed:
         return ""
-    staged = any(letters[0] != " " for letters in changed.values())  # then the index holds the damaged state, too
+    staged = any(
+        letters[0] != " " for letters in changed.values()
+    )  # then the index holds the damaged state, too
     return f"git checkout {'HEAD ' if staged else ''}-- {name}"
 
 
 def remake(name: str, root: Path | None = None) -> str:
-    """How a file is made anew, with the time that this takes where it is known; '' for what only a person can write."""
+    """How a file is made anew, with the time that this takes where it is known; '' for what only a
+    person can write.
+    """
     root, parts = root or paths.ROOT, Path(name).parts
     if name == "dvc.yaml":
         return "write it anew: rm -rf dvc.yaml && layerbook sync"
@@ -153,14 +181,20 @@ def remake(name: str, root: Path | None = None) -> str:
 
 
 def training_time(network: str, root: Path | None = None) -> str:
-    """How long the training of a network took, in the words of its card, as committed where the file is damaged."""
+    """How long the training of a network took, in the words of its card, as committed where the
+    file is damaged.
+    """
     root, name = root or paths.ROOT, f"results/models/{network}/card.json"
     for text in (_git(root, "show", f"HEAD:./{name}"), _read(root / name)):
         try:
             told = json.loads(text)["seconds"]
         except (ValueError, KeyError, TypeError):
             continue
-        return f"its card says {told} s" if isinstance(told, int | float) else f"its card says, in seconds: {told}"
+        return (
+            f"its card says {told} s"
+            if isinstance(told, int | float)
+            else f"its card says, in seconds: {told}"
+        )
     return "minutes to hours: its card gives no time"
 
 
@@ -183,7 +217,9 @@ def _read(file: Path) -> str:
 
 
 def remedy(name: str, root: Path | None = None) -> str:
-    """What to type about a damaged or changed file: git first where it holds another state, then what makes it anew."""
+    """What to type about a damaged or changed file: git first where it holds another state, then
+    what makes it anew.
+    """
     root = root or paths.ROOT
     back, anew = restore(name, root), remake(name, root)
     if (root / name).is_dir() and Path(name).suffix:
@@ -193,9 +229,11 @@ def remedy(name: str, root: Path | None = None) -> str:
 
 
 def explain(error: BaseException, root: Path | None = None) -> str:
-    """The message for an exception: its own where the project wrote it, else what a look at all files finds.
+    """The message for an exception: its own where the project wrote it, else what a look at all
+    files finds.
 
-    Returns '' for what no damaged file explains: a fault of the program, whose traceback is then wanted.
+    Returns '' for what no damaged file explains: a fault of the program, whose traceback is then
+    wanted.
     """
     if type(error).__name__ in OWN:
         return str(error)
@@ -230,7 +268,8 @@ def of_os(error: OSError, root: Path | None = None) -> str:
 
 
 def of_dvc(command: str, text: str, root: Path | None = None) -> str:
-    """The message for a DVC command that failed: only a lock that is really held means another process.
+    """The message for a DVC command that failed: only a lock that is really held means another
+    process.
 
     Args:
         command: what was asked of DVC.
@@ -240,27 +279,37 @@ def of_dvc(command: str, text: str, root: Path | None = None) -> str:
     if any(sign in text for sign in BUSY):
         return f"dvc {command} failed: {text}\nanother DVC process is at work; wait for it and run this again; {kept}"
     if "RWLock-file" in text:
-        return (f"dvc {command} failed: .dvc/tmp/rwlock is damaged, left so by a process that was killed; "
-                f"remove it and run this again: rm .dvc/tmp/rwlock; {kept}")
+        return (
+            f"dvc {command} failed: .dvc/tmp/rwlock is damaged, left so by a process that was killed; "
+            f"remove it and run this again: rm .dvc/tmp/rwlock; {kept}"
+        )
     if found := survey(root):
         return "\n".join([*found, f"dvc {command} failed because of that; {kept}"])
     return f"dvc {command} failed: {text}\nsee above; {kept}"
 
 
 def changed_networks(names: Sequence[str], root: Path | None = None) -> str:
-    """The message for trained networks that differ from what dvc.lock records, before DVC would train them anew."""
+    """The message for trained networks that differ from what dvc.lock records, before DVC would
+    train them anew.
+    """
     root, lines = root or paths.ROOT, []
     for network in names:
         folder = f"results/models/{network}"
         what = "changed since it was trained" if (root / folder).exists() else "missing"
-        lines.append(f"{folder}: the trained network is {what}, and its training was not asked for; {remedy(folder, root)}")
+        lines.append(
+            f"{folder}: the trained network is {what}, and its training was not asked for; {remedy(folder, root)}"
+        )
         if (root / folder).exists() and not restore(folder, root):
-            lines.append(f"  or, if these files are the right ones, record them: dvc commit -f train-{network}")
+            lines.append(
+                f"  or, if these files are the right ones, record them: dvc commit -f train-{network}"
+            )
     return "\n".join(lines)
 
 
 def after_stale(root: Path | None = None) -> list[str]:
-    """What to type when evidence is stale: first, results that git holds in another state, then how to run."""
+    """What to type when evidence is stale: first, results that git holds in another state, then how
+    to run.
+    """
     root = root or paths.ROOT
     changed, lines = _changed(root, "results"), []
     shown = set()
@@ -270,4 +319,7 @@ def after_stale(root: Path | None = None) -> list[str]:
         if whole not in shown and len(parts) >= 3:
             shown.add(whole)
             lines.append(f"{whole} is not as committed; {remedy(whole, root)}")
-    return [*lines, "rerun what is stale with 'make repro' (or 'make rerun PAPER=<slug> TIER=<tier>')"]
+    return [
+        *lines,
+        "rerun what is stale with 'make repro' (or 'make rerun PAPER=<slug> TIER=<tier>')",
+    ]

@@ -1,7 +1,8 @@
 """`layerbook run --slurm`: one Slurm job per paper, through submitit.
 
-The checkout must lie on a file system that the nodes share. A job stores its evidence itself, whole or not at all; this
-process submits, follows, and retries. It may be stopped and started again: job ids are kept, jobs go on without it.
+The checkout must lie on a file system that the nodes share. A job stores its evidence itself, whole
+or not at all; this process submits, follows, and retries. It may be stopped and started again: job
+ids are kept, jobs go on without it.
 """
 
 from __future__ import annotations
@@ -22,23 +23,60 @@ from layerbook.pipeline.driver import Done, Interrupted, Job
 if TYPE_CHECKING:
     import submitit
 
-# What `slurm:` in params.yaml may set. None for memory and minutes: from what the paper took the last time.
-SETTINGS: dict[str, Any] = {"partition": None, "gpus": 0, "cpus": 2, "memory_gb": None, "minutes": None,
-                            "retry_memory_factor": 2, "poll_seconds": 5, "forget_seconds": 60, "extra": {}}
-WAITS = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
+# What `slurm:` in params.yaml may set. None for memory and minutes: from what the paper took the
+# last time.
+SETTINGS: dict[str, Any] = {
+    "partition": None,
+    "gpus": 0,
+    "cpus": 2,
+    "memory_gb": None,
+    "minutes": None,
+    "retry_memory_factor": 2,
+    "poll_seconds": 5,
+    "forget_seconds": 60,
+    "extra": {},
+}
+WAITS = {
+    "PENDING",
+    "CONFIGURING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "RESV_DEL_HOLD",
+    "SUSPENDED",
+    "STOPPED",
+    "SIGNALING",
+    "STAGE_OUT",
+}
 RUNS = {"RUNNING", "COMPLETING", "RESIZING"}
-LOST = {"NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED"}  # no fault of the paper: submitted once more
+LOST = {
+    "NODE_FAIL",
+    "BOOT_FAIL",
+    "PREEMPTED",
+    "REVOKED",
+}  # no fault of the paper: submitted once more
 MEMORY = "OUT_OF_MEMORY"
-OOM_SIGNS = ("oom-kill", "oom_kill", "out of memory", "exceeded memory limit", "exceeded job memory limit")
+OOM_SIGNS = (
+    "oom-kill",
+    "oom_kill",
+    "out of memory",
+    "exceeded memory limit",
+    "exceeded job memory limit",
+)
 
 
 def settings() -> dict[str, Any]:
     """`slurm` of params.yaml over the defaults. Raises RunError on an unknown name."""
     file = paths.ROOT / "params.yaml"
-    given = (deps.fast_yaml(file.read_text(encoding="utf-8")) or {}).get("slurm") or {} if file.is_file() else {}
+    given = (
+        (deps.fast_yaml(file.read_text(encoding="utf-8")) or {}).get("slurm") or {}
+        if file.is_file()
+        else {}
+    )
     unknown = sorted(set(given) - set(SETTINGS))
     if unknown:
-        raise runner.RunError(f"params.yaml: slurm has no setting {', '.join(unknown)}; it takes {', '.join(SETTINGS)}")
+        raise runner.RunError(
+            f"params.yaml: slurm has no setting {', '.join(unknown)}; it takes {', '.join(SETTINGS)}"
+        )
     return SETTINGS | given
 
 
@@ -64,27 +102,41 @@ def submit(job: Job, factor: float = 1.0) -> submitit.Job[str]:
 
     s = settings()
     gigabytes = s["memory_gb"] or math.ceil(1.5 * job.memory_mb / 1024 + 1)
-    executor = submitit.AutoExecutor(folder=folder() / "%j", cluster="slurm", slurm_max_num_timeout=0)
+    executor = submitit.AutoExecutor(
+        folder=folder() / "%j", cluster="slurm", slurm_max_num_timeout=0
+    )
     executor.update_parameters(
-        name=f"layerbook-{job.slug}", cpus_per_task=s["cpus"], slurm_mem=f"{math.ceil(1024 * factor * gigabytes)}M",
-        timeout_min=s["minutes"] or max(15, math.ceil(4 * job.seconds / 60)), slurm_additional_parameters=dict(s["extra"]),
+        name=f"layerbook-{job.slug}",
+        cpus_per_task=s["cpus"],
+        slurm_mem=f"{math.ceil(1024 * factor * gigabytes)}M",
+        timeout_min=s["minutes"] or max(15, math.ceil(4 * job.seconds / 60)),
+        slurm_additional_parameters=dict(s["extra"]),
         **({"slurm_partition": s["partition"]} if s["partition"] else {}),
-        **({"slurm_gpus_per_node": max(s["gpus"], job.gpus)} if s["gpus"] or job.gpus else {}))
+        **({"slurm_gpus_per_node": max(s["gpus"], job.gpus)} if s["gpus"] or job.gpus else {}),
+    )
     try:
         return executor.submit(work, str(paths.ROOT), job.slug, job.tier, s["cpus"])
     except Exception as error:  # noqa: BLE001 - submitit raises its own kinds and subprocess's
-        raise runner.RunError(f"{job.slug}: Slurm refused the job: {error}; see 'slurm' in params.yaml") from None
+        raise runner.RunError(
+            f"{job.slug}: Slurm refused the job: {error}; see 'slurm' in params.yaml"
+        ) from None
 
 
 def states(ids: Iterable[str]) -> dict[str, str]:
-    """State of each job that Slurm still knows: asked of its queue, then of its accounting where there is one."""
+    """State of each job that Slurm still knows: asked of its queue, then of its accounting where
+    there is one.
+    """
     wanted = sorted(set(ids))
     found: dict[str, str] = {}
-    for command in (["squeue", "-h", "-t", "all", "-o", "%i|%T", "-j", ",".join(wanted)],
-                    ["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(wanted)]):
+    for command in (
+        ["squeue", "-h", "-t", "all", "-o", "%i|%T", "-j", ",".join(wanted)],
+        ["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(wanted)],
+    ):
         if not wanted or not shutil.which(command[0]):
             continue
-        out = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False).stdout
+        out = subprocess.run(
+            command, capture_output=True, encoding="utf-8", timeout=60, check=False
+        ).stdout
         for line in out.splitlines():
             name, _, state = line.strip().partition("|")
             if name in wanted and state:
@@ -124,15 +176,18 @@ def attach(number: str) -> submitit.Job[str]:
 
 
 def execute(jobs: Sequence[Job], show: progress.Display) -> list[Done]:
-    """Submit what is not submitted yet, follow all to their end; an interrupt leaves the jobs to Slurm.
+    """Submit what is not submitted yet, follow all to their end; an interrupt leaves the jobs to
+    Slurm.
 
     Raises:
         RunError: there is no Slurm here, or it refuses a job.
         Interrupted: with the jobs that were over by then.
     """
     if jobs and not shutil.which("sbatch"):
-        raise runner.RunError("sbatch is not found: start this on a machine of the cluster that can submit jobs, or leave out "
-                              "--slurm (layerbook run -j N)")
+        raise runner.RunError(
+            "sbatch is not found: start this on a machine of the cluster that can submit jobs, or leave out "
+            "--slurm (layerbook run -j N)"
+        )
     ledger, done, began = Ledger(), [], {}
     for job in jobs:
         row = ledger.rows.get(job.slug)
@@ -142,7 +197,11 @@ def execute(jobs: Sequence[Job], show: progress.Display) -> list[Done]:
             ledger.put(job, submit(job).job_id, tries=1, factor=1.0)
             show.say(f"submit {job.slug}: job {ledger.rows[job.slug]['id']}")
         began[job.slug] = time.monotonic()
-    open_jobs, seen, running = {j.slug: j for j in jobs}, dict.fromkeys((j.slug for j in jobs), time.monotonic()), set()
+    open_jobs, seen, running = (
+        {j.slug: j for j in jobs},
+        dict.fromkeys((j.slug for j in jobs), time.monotonic()),
+        set(),
+    )
     try:
         while open_jobs:
             known = states(ledger.rows[s]["id"] for s in open_jobs)
@@ -163,10 +222,18 @@ def execute(jobs: Sequence[Job], show: progress.Display) -> list[Done]:
                     ledger.put(job, submit(job, factor).job_id, tries=2, factor=factor)
                     seen[slug] = time.monotonic()
                     running.discard(slug)
-                    why = f"its node was lost ({state})" if error == "LOST" else f"killed for memory, now with {factor:g} times it"
+                    why = (
+                        f"its node was lost ({state})"
+                        if error == "LOST"
+                        else f"killed for memory, now with {factor:g} times it"
+                    )
                     show.say(f"retry  {slug}: {why}: job {ledger.rows[slug]['id']}")
                     continue
-                done.append(Done(job, time.monotonic() - began[slug], error=explain(slug, row, error, state)))
+                done.append(
+                    Done(
+                        job, time.monotonic() - began[slug], error=explain(slug, row, error, state)
+                    )
+                )
                 ledger.drop(slug)
                 del open_jobs[slug]
                 show.finished(slug, done[-1].seconds, done[-1].error)
@@ -180,7 +247,8 @@ def execute(jobs: Sequence[Job], show: progress.Display) -> list[Done]:
 
 
 def outcome(slug: str, row: dict[str, Any], state: str, silent: float) -> str | None:
-    """How a job that neither waits nor runs ended: "" for well, an error, MEMORY or "LOST"; None while that is open.
+    """How a job that neither waits nor runs ended: "" for well, an error, MEMORY or "LOST"; None
+    while that is open.
 
     Args:
         silent: seconds since Slurm last said that it waits or runs.
@@ -191,11 +259,16 @@ def outcome(slug: str, row: dict[str, Any], state: str, silent: float) -> str | 
             return job.result()
         except Exception as error:  # noqa: BLE001 - a job that broke before it could answer
             return f"{slug}: {type(error).__name__}: {str(error).strip().splitlines()[-1]}"
-    if state == MEMORY or (state in {"FAILED", "CANCELLED"} and any(s in log(row["id"]).lower() for s in OOM_SIGNS)):
+    if state == MEMORY or (
+        state in {"FAILED", "CANCELLED"} and any(s in log(row["id"]).lower() for s in OOM_SIGNS)
+    ):
         return MEMORY
     if state in LOST:
         return "LOST"
-    if state in {"CANCELLED", "TIMEOUT", "DEADLINE", "FAILED"} or silent > settings()["forget_seconds"]:
+    if (
+        state in {"CANCELLED", "TIMEOUT", "DEADLINE", "FAILED"}
+        or silent > settings()["forget_seconds"]
+    ):
         return state
     return None
 
@@ -203,18 +276,25 @@ def outcome(slug: str, row: dict[str, Any], state: str, silent: float) -> str | 
 def log(number: str) -> str:
     """The last lines that a job printed."""
     job = attach(number)
-    text = "".join(f.read_text(errors="replace", encoding="utf-8") for f in (job.paths.stdout, job.paths.stderr) if f.is_file())
+    text = "".join(
+        f.read_text(errors="replace", encoding="utf-8")
+        for f in (job.paths.stdout, job.paths.stderr)
+        if f.is_file()
+    )
     return text[-3000:]
 
 
 def explain(slug: str, row: dict[str, Any], error: str, state: str) -> str:
     """A job's error in words that say what to do."""
     where = f"log: build/slurm/{row['id']}"
-    known = {MEMORY: "killed for memory twice; raise memory_gb under slurm in params.yaml", "LOST": "its node was lost twice",
-             "CANCELLED": "the job was cancelled; run the same command to submit it again",
-             "TIMEOUT": "it ran out of time; raise minutes under slurm in params.yaml",
-             "UNKNOWN": "Slurm no longer knows the job, and it left no result; run the same command again",
-             "COMPLETED": "the job ended without a result; is the checkout on a file system that the nodes share?"}
+    known = {
+        MEMORY: "killed for memory twice; raise memory_gb under slurm in params.yaml",
+        "LOST": "its node was lost twice",
+        "CANCELLED": "the job was cancelled; run the same command to submit it again",
+        "TIMEOUT": "it ran out of time; raise minutes under slurm in params.yaml",
+        "UNKNOWN": "Slurm no longer knows the job, and it left no result; run the same command again",
+        "COMPLETED": "the job ended without a result; is the checkout on a file system that the nodes share?",
+    }
     if not error or error not in {*known, state}:
         return error
     return f"{slug}: {known.get(error, f'the job ended as {state}')} ({where})"

@@ -42,13 +42,16 @@ def module_name(file: Path) -> str:
 
 
 def _parents(name: str) -> list[str]:
-    """The packages whose __init__ is run before the module: layerbook and layerbook.a of layerbook.a.b."""
+    """The packages whose __init__ is run before the module: layerbook and layerbook.a of
+    layerbook.a.b.
+    """
     parts = name.split(".")
     return [".".join(parts[:k]) for k in range(1, len(parts))]
 
 
 def imported(code: str, inside: str = PACKAGE) -> set[str]:
-    """Names of this package's modules that a piece of source imports, wherever the statement stands.
+    """Names of this package's modules that a piece of source imports, wherever the statement
+    stands.
 
     Args:
         code: Python source.
@@ -115,20 +118,37 @@ def _read_beside(file: Path) -> set[Path]:
 
 @lru_cache(maxsize=512)
 def _strings(code: str) -> frozenset[str]:
-    """Strings of a source that may be names of files or folders: those of one word without a folder."""
-    texts = {n.value for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    """Strings of a source that may be names of files or folders: those of one word without a
+    folder.
+    """
+    texts = {
+        n.value
+        for n in ast.walk(ast.parse(code))
+        if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    }
     return frozenset(t for t in texts if re.fullmatch(r"[A-Za-z0-9_][\w.-]*", t))
 
 
 def code_of(slug: str) -> str:
     """All code of a notebook as one Python source, IPython magics and shell lines removed."""
-    cells = [c.source for c in method.read(paths.NOTEBOOKS / f"{slug}.ipynb").cells if c.cell_type == "code"]
-    lines = [line for cell in cells for line in cell.splitlines() if not line.lstrip().startswith(("%", "!"))]
+    cells = [
+        c.source
+        for c in method.read(paths.NOTEBOOKS / f"{slug}.ipynb").cells
+        if c.cell_type == "code"
+    ]
+    lines = [
+        line
+        for cell in cells
+        for line in cell.splitlines()
+        if not line.lstrip().startswith(("%", "!"))
+    ]
     return "\n".join(lines)
 
 
 def fast_yaml(text: str) -> Any:
-    """Plain data of a YAML text, by the parser that knows no lines, which is in C. Raises ValueError."""
+    """Plain data of a YAML text, by the parser that knows no lines, which is in C. Raises
+    ValueError.
+    """
     try:
         return YAML(typ="safe").load(text)
     except YAMLError as error:
@@ -136,14 +156,18 @@ def fast_yaml(text: str) -> Any:
 
 
 def card(slug: str) -> dict[str, Any]:
-    """A paper's card, to be read only: parsed and validated once for each content. Raises cards.CardError."""
+    """A paper's card, to be read only: parsed and validated once for each content. Raises
+    cards.CardError.
+    """
     file = paths.NOTEBOOKS / f"{slug}.yaml"
     return _card(slug, file.read_text(encoding="utf-8")) if file.is_file() else cards.load(slug)
 
 
 @lru_cache(maxsize=128)
 def _card(slug: str, text: str) -> dict[str, Any]:
-    """The card, validated unless this very text was found good before: finding the lines of faults takes a second a card."""
+    """The card, validated unless this very text was found good before: finding the lines of faults
+    takes a second a card.
+    """
     rules = [Path(cards.__file__), Path(cards.__file__).with_name("card.schema.json")]
     content = "\0".join([text, *(f.read_text(encoding="utf-8") for f in rules)])
     stamp = hashlib.sha256(content.encode()).hexdigest()
@@ -178,19 +202,25 @@ def substrates(slug: str) -> list[Path]:
 @lru_cache(maxsize=512)
 def _declared(code: str) -> str | None:
     for node in ast.parse(code).body:
-        if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == ["NETWORK"]:
+        if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == [
+            "NETWORK"
+        ]:
             return ast.literal_eval(node.value)
     return None
 
 
 def trained() -> dict[str, str]:
-    """Trained small networks: name -> the module whose `main` trains it and which says `NETWORK = "<name>"`."""
+    """Trained small networks: name -> the module whose `main` trains it and which says `NETWORK =
+    "<name>"`.
+    """
     found: dict[str, str] = {}
     for file in sorted((_home() / PACKAGE).rglob("*.py")):
         code = file.read_text(encoding="utf-8")
         name = _declared(code) if "NETWORK = " in code else None
         if name in found:
-            raise ValueError(f"{module_name(file)} and {found[name]} both declare the network {name}: rename one of them")
+            raise ValueError(
+                f"{module_name(file)} and {found[name]} both declare the network {name}: rename one of them"
+            )
         if name:
             found[name] = module_name(file)
     return dict(sorted(found.items()))
@@ -221,20 +251,32 @@ def _calls(code: str, module: str) -> frozenset[str]:
 
 
 def _assets_of_loaders() -> dict[str, set[str]]:
-    """Loader -> the prepared assets that it names in its code; a formatted name stands for all that fit it."""
-    from layerbook.data import prepare  # numpy, which most of what asks for dependencies does without
+    """Loader -> the prepared assets that it names in its code; a formatted name stands for all that
+    fit it.
+    """
+    from layerbook.data import (
+        prepare,
+    )  # numpy, which most of what asks for dependencies does without
 
     file, known = module_file(LOADERS), sorted(prepare.MAKERS)
     found: dict[str, set[str]] = {}
     for node in ast.parse(file.read_text(encoding="utf-8")).body if file else []:
         if isinstance(node, ast.FunctionDef):
-            patterns = {_pattern(part) for part in ast.walk(node) if isinstance(part, ast.Constant | ast.JoinedStr)}
-            found[node.name] = {name for name in known for p in patterns if p and fnmatch.fnmatchcase(name, p)}
+            patterns = {
+                _pattern(part)
+                for part in ast.walk(node)
+                if isinstance(part, ast.Constant | ast.JoinedStr)
+            }
+            found[node.name] = {
+                name for name in known for p in patterns if p and fnmatch.fnmatchcase(name, p)
+            }
     return found
 
 
 def _pattern(node: ast.Constant | ast.JoinedStr) -> str:
-    """A string as a pattern: what is filled in at run time may be anything, but some letters must stand there."""
+    """A string as a pattern: what is filled in at run time may be anything, but some letters must
+    stand there.
+    """
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) and "*" not in node.value else ""
     parts = [p.value if isinstance(p, ast.Constant) else "*" for p in node.values]
@@ -242,7 +284,9 @@ def _pattern(node: ast.Constant | ast.JoinedStr) -> str:
 
 
 def read_by(network: str) -> list[str]:
-    """Prepared assets that the training of a small network reads: those of the loaders that its own modules use."""
+    """Prepared assets that the training of a small network reads: those of the loaders that its own
+    modules use.
+    """
     loaders = _assets_of_loaders()
     found: set[str] = set()
     for name in modules([trained()[network]], without=lambda n: n == LOADERS):

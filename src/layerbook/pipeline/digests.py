@@ -1,10 +1,12 @@
 """Digests of what a result depends on, blind to what cannot change it: comments, layout, wording.
 
-    python -m layerbook.pipeline.digests         writes build/digests/<stage>.json     (a stage of the pipeline)
+    python -m layerbook.pipeline.digests         writes build/digests/<stage>.json     (a stage of
+    the pipeline)
 
-Python is taken by its syntax tree, without docstrings; a notebook by its code cells; a card by the fields that measuring, or
-deciding, depends on. Data and networks are taken by the bytes. DVC's stages depend on the files written here and not on the
-sources, so that a comma in a comment runs nothing again.
+Python is taken by its syntax tree, without docstrings; a notebook by its code cells; a card by the
+fields that measuring, or deciding, depends on. Data and networks are taken by the bytes. DVC's
+stages depend on the files written here and not on the sources, so that a comma in a comment runs
+nothing again.
 """
 
 from __future__ import annotations
@@ -26,16 +28,29 @@ from layerbook.pipeline import deps, method
 FOLDER = "build/digests"
 ENGINE = "layerbook.claims.engine"  # turns measurements into verdicts
 
-# What a notebook imports but no measured number depends on: the engine (its verdicts are decided again in seconds), where
-# things lie, the reading of cards (their measuring fields are counted by themselves), and all that only shows. Whatever only
-# these import is left out with them; what a notebook or a method imports directly, such as stats, counts. Whether a model is
-# fit for a method is asked before a run and answered by yes or no: a run that was refused has no numbers.
-# Names of modules as fnmatch patterns.
+# What a notebook imports but no measured number depends on: the engine (its verdicts are decided
+# again in seconds), where things lie, the reading of cards (their measuring fields are counted by
+# themselves), and all that only shows. Whatever only these import is left out with them; what a
+# notebook or a method imports directly, such as stats, counts. Whether a model is fit for a method
+# is asked before a run and answered by yes or no: a run that was refused has no numbers. Names of
+# modules as fnmatch patterns.
 NOT_MEASURING = (
-    "layerbook", "layerbook.paths", "layerbook.keeping", "layerbook.endings", "layerbook.terminal", "layerbook.yamlfile",
-    "layerbook.claims.engine", "layerbook.claims.outcomes", "layerbook.claims.cards", "layerbook.claims.varying",
-    "layerbook.claims.papersources", "layerbook.claims.discussions",
-    "layerbook.models.*", "layerbook.notebook.tables", "layerbook.notebook.plots", "layerbook.pages*",
+    "layerbook",
+    "layerbook.paths",
+    "layerbook.keeping",
+    "layerbook.endings",
+    "layerbook.terminal",
+    "layerbook.yamlfile",
+    "layerbook.claims.engine",
+    "layerbook.claims.outcomes",
+    "layerbook.claims.cards",
+    "layerbook.claims.varying",
+    "layerbook.claims.papersources",
+    "layerbook.claims.discussions",
+    "layerbook.models.*",
+    "layerbook.notebook.tables",
+    "layerbook.notebook.plots",
+    "layerbook.pages*",
 )
 TAGS = ("method", "parameters")  # of a notebook's cells: they decide how a cell is used
 SKIPPED = ("type_comment", "type_ignores", "kind")  # fields of a syntax tree that change nothing
@@ -43,35 +58,56 @@ SKIPPED = ("type_comment", "type_ignores", "kind")  # fields of a syntax tree th
 
 def sha256(value: Any) -> str:
     """SHA-256 of a JSON-ready value, hex."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def _form(node: Any) -> Any:
-    """A syntax tree as lists: no positions, no docstrings, no empty fields (which differ between Python versions)."""
+    """A syntax tree as lists: no positions, no docstrings, no empty fields (which differ between
+    Python versions).
+    """
     if isinstance(node, list):
         return [_form(n) for n in node]
     if not isinstance(node, ast.AST):
         return f"{type(node).__name__} {node!r}"
     out: list[Any] = [type(node).__name__]
-    documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    documented = isinstance(
+        node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    )
     for name, value in ast.iter_fields(node):
         if documented and name == "body" and value and _is_text(value[0]):
             value = value[1:]
-        if value not in (None, []) and name not in SKIPPED or isinstance(node, ast.Constant) and name == "value":
+        if (
+            value not in (None, [])
+            and name not in SKIPPED
+            or isinstance(node, ast.Constant)
+            and name == "value"
+        ):
             out.append([name, _form(value)])
     return out
 
 
 @lru_cache(maxsize=2048)
 def of_code(code: str) -> str:
-    """Digest of Python source. IPython's magics and shell lines count as they stand; so does what is no Python."""
+    """Digest of Python source. IPython's magics and shell lines count as they stand; so does what
+    is no Python.
+    """
     lines = code.splitlines()
     magics = [line.strip() for line in lines if line.lstrip().startswith(("%", "!"))]
-    plain = "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!"))) if magics else code
+    plain = (
+        "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+        if magics
+        else code
+    )
     try:
         return sha256([magics, _form(ast.parse(plain))])
     except (SyntaxError, ValueError):
@@ -86,13 +122,19 @@ def of_cells(cells: Iterable[Any]) -> list[tuple[Any, str]]:
     out = []
     for cell in cells:
         tags = cell.metadata.get("tags", [])
-        if cell.cell_type == "code" and "injected-parameters" not in tags and of_code(cell.source) != EMPTY:
+        if (
+            cell.cell_type == "code"
+            and "injected-parameters" not in tags
+            and of_code(cell.source) != EMPTY
+        ):
             out.append((cell, sha256([of_code(cell.source), [t for t in TAGS if t in tags]])))
     return out
 
 
 def of_notebook(file: Path) -> str:
-    """Digest of a notebook's code cells in order; its text cells and outputs count for nothing. Raises ValueError."""
+    """Digest of a notebook's code cells in order; its text cells and outputs count for nothing.
+    Raises ValueError.
+    """
     return sha256([digest for _, digest in of_cells(method.read(file).cells)])
 
 
@@ -118,13 +160,33 @@ def of_modules(names: Iterable[str], without: Iterable[str] = ()) -> dict[str, s
 
 def measuring_fields(card: dict[str, Any]) -> dict[str, Any]:
     """What a run reads of its card before and while it measures; no wording, no tests."""
-    parameters = {name: {k: v for k, v in spec.items() if k != "help"} for name, spec in card.get("parameters", {}).items()}
+    parameters = {
+        name: {k: v for k, v in spec.items() if k != "help"}
+        for name, spec in card.get("parameters", {}).items()
+    }
     arrays = {claim: sorted(names) for claim, names in cards.registered_arrays(card).items()}
-    return {"slug": card["slug"], "substrate": card["substrate"], "parameters": parameters, "arrays": arrays,
-            "gates": [g["id"] for g in card.get("gates", [])]}
+    return {
+        "slug": card["slug"],
+        "substrate": card["substrate"],
+        "parameters": parameters,
+        "arrays": arrays,
+        "gates": [g["id"] for g in card.get("gates", [])],
+    }
 
 
-WORDING = ("statement", "paper", "metric", "unit", "differs", "changed", "title", "shows", "speaks_of", "asked_by", "varies")
+WORDING = (
+    "statement",
+    "paper",
+    "metric",
+    "unit",
+    "differs",
+    "changed",
+    "title",
+    "shows",
+    "speaks_of",
+    "asked_by",
+    "varies",
+)
 
 
 def deciding_fields(card: dict[str, Any]) -> dict[str, Any]:
@@ -134,9 +196,13 @@ def deciding_fields(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def method_of(slug: str) -> dict[str, str]:
-    """That part of *measured by* which is written by hand: notebook, card, and the modules that the notebook uses."""
-    own = {f"notebooks/{slug}.ipynb": of_notebook(paths.NOTEBOOKS / f"{slug}.ipynb"),
-           f"notebooks/{slug}.yaml": sha256(measuring_fields(deps.card(slug)))}
+    """That part of *measured by* which is written by hand: notebook, card, and the modules that the
+    notebook uses.
+    """
+    own = {
+        f"notebooks/{slug}.ipynb": of_notebook(paths.NOTEBOOKS / f"{slug}.ipynb"),
+        f"notebooks/{slug}.yaml": sha256(measuring_fields(deps.card(slug))),
+    }
     return own | of_modules(deps.imported(deps.code_of(slug)), NOT_MEASURING)
 
 
@@ -151,9 +217,11 @@ def decided_by(slug: str) -> dict[str, str]:
 
 
 def of_stages() -> dict[str, dict[str, Any]]:
-    """Stage -> the digests that it depends on besides data: of papers, networks, prepared assets and verdicts.
+    """Stage -> the digests that it depends on besides data: of papers, networks, prepared assets
+    and verdicts.
 
-    A paper whose card or notebook cannot be read has its fault in place of digests, so that it alone fails.
+    A paper whose card or notebook cannot be read has its fault in place of digests, so that it
+    alone fails.
     """
     from layerbook.pipeline import stages
 
@@ -175,7 +243,10 @@ def write() -> list[Path]:
 
     folder, out = paths.ROOT / FOLDER, []
     for stage, found in of_stages().items():
-        file, text = folder / f"{stage}.json", (json.dumps(found, indent=1, sort_keys=True) + "\n").encode()
+        file, text = (
+            folder / f"{stage}.json",
+            (json.dumps(found, indent=1, sort_keys=True) + "\n").encode(),
+        )
         if not file.is_file() or file.read_bytes() != text:
             record.replace(file, text)
         out.append(file)

@@ -1,8 +1,9 @@
 """`layerbook run`: the stale papers, several at once, kept one by one and then recorded in DVC.
 
-`dvc repro` runs stages one after another, each in processes of its own. This driver decides from the evidence itself which
-papers are stale, runs as many at once as cores, memory and GPUs allow, on kernels forked from one warm parent, and tells DVC
-afterwards, so that `dvc repro` finds nothing to do. Whatever interrupts it, a finished paper stays and no other is touched.
+`dvc repro` runs stages one after another, each in processes of its own. This driver decides from
+the evidence itself which papers are stale, runs as many at once as cores, memory and GPUs allow, on
+kernels forked from one warm parent, and tells DVC afterwards, so that `dvc repro` finds nothing to
+do. Whatever interrupts it, a finished paper stays and no other is touched.
 """
 
 from __future__ import annotations
@@ -62,8 +63,10 @@ def plan(slugs: Sequence[str], tier: str) -> list[Job]:
     known = cards.slugs()
     for slug in slugs:
         if slug in cards.drafts():
-            raise cards.CardError(f"{slug} is a draft, whose results are not stored: try it with "
-                                  f"'layerbook rerun {slug} --tier smoke', or take 'draft: true' out of its card")
+            raise cards.CardError(
+                f"{slug} is a draft, whose results are not stored: try it with "
+                f"'layerbook rerun {slug} --tier smoke', or take 'draft: true' out of its card"
+            )
         if slug not in known:
             raise cards.CardError(f"no paper is called {slug}; there are {', '.join(known)}")
     jobs = []
@@ -77,12 +80,16 @@ def plan(slugs: Sequence[str], tier: str) -> list[Job]:
 
 
 def stale(slug: str, tier: str) -> bool:
-    """True when a paper has to run: no record, or not that of the files and parameters that there are."""
+    """True when a paper has to run: no record, or not that of the files and parameters that there
+    are.
+    """
     return bool(record.changes(slug, tier))
 
 
 def decide(tier: str) -> None:
-    """Decide every usable record of a tier again whose verdicts do not follow from it; what is stale runs anyway."""
+    """Decide every usable record of a tier again whose verdicts do not follow from it; what is
+    stale runs anyway.
+    """
     from layerbook.pipeline import verdicts
 
     for slug in cards.slugs():
@@ -94,7 +101,9 @@ def free_memory_mb() -> float:
     """Memory that can be promised, in MB; infinite where the system does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as stream:
-            return next(int(line.split()[1]) / 1024 for line in stream if line.startswith("MemAvailable"))
+            return next(
+                int(line.split()[1]) / 1024 for line in stream if line.startswith("MemAvailable")
+            )
     except (OSError, StopIteration):
         return float("inf")
 
@@ -105,14 +114,18 @@ def gpus() -> list[str]:
     if named is not None:
         return [g for g in named.split(",") if g.strip()]
     try:
-        out = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", timeout=20, check=True).stdout
+        out = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", timeout=20, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     return [str(i) for i, line in enumerate(out.splitlines()) if line.startswith("GPU")]
 
 
 def execute(jobs: Sequence[Job], at_once: int, warm: bool, show: progress.Display) -> list[Done]:
-    """Run the jobs, at most `at_once` together; an interrupt ends those that run and returns what is finished."""
+    """Run the jobs, at most `at_once` together; an interrupt ends those that run and returns what
+    is finished.
+    """
     if not jobs:
         return []
     from layerbook.pipeline import kernels
@@ -145,10 +158,14 @@ def execute(jobs: Sequence[Job], at_once: int, warm: bool, show: progress.Displa
                     show.finished(done[-1].job.slug, done[-1].seconds, done[-1].error)
                 show.tick()
         except KeyboardInterrupt:
-            while wait(running, timeout=0.2).not_done:  # again and again: one may just have been starting
+            while wait(
+                running, timeout=0.2
+            ).not_done:  # again and again: one may just have been starting
                 kernels.Notebooks.kill_all()
             show.say("interrupted: what had finished is kept, what was running is not")
-            raise Interrupted(done + [f.result() for f in running if not f.result().error]) from None
+            raise Interrupted(
+                done + [f.result() for f in running if not f.result().error]
+            ) from None
     return done
 
 
@@ -166,14 +183,23 @@ def _one(job: Job, warm: bool, threads: int | None, env: dict[str, str]) -> Done
 
 
 def dvc(*arguments: str) -> str:
-    """Run a DVC command in the checkout and return what it printed. Raises RunError with its message and what to do."""
+    """Run a DVC command in the checkout and return what it printed. Raises RunError with its
+    message and what to do.
+    """
     return answer(ask(*arguments))
 
 
 def ask(*arguments: str) -> subprocess.Popen[str]:
     """Start a DVC command in the checkout; `answer` waits for it."""
-    return subprocess.Popen([sys.executable, "-m", "dvc", *arguments], cwd=paths.ROOT, stdout=subprocess.PIPE, encoding="utf-8",
-                            stderr=subprocess.PIPE, env=dict(os.environ) | {"DVC_NO_ANALYTICS": "1"}, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=paths.ROOT,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        stderr=subprocess.PIPE,
+        env=dict(os.environ) | {"DVC_NO_ANALYTICS": "1"},
+        start_new_session=True,
+    )
 
 
 def answer(asked: subprocess.Popen[str]) -> str:
@@ -201,11 +227,16 @@ def end(asked: subprocess.Popen[str], patience: float = 10.0) -> None:
 def stages() -> dict[str, Any]:
     """The stages of dvc.yaml; empty when there is none."""
     file = paths.ROOT / "dvc.yaml"
-    return (deps.fast_yaml(file.read_text(encoding="utf-8")) or {}).get("stages", {}) if file.is_file() else {}
+    return (
+        (deps.fast_yaml(file.read_text(encoding="utf-8")) or {}).get("stages", {})
+        if file.is_file()
+        else {}
+    )
 
 
 def differing(asked: subprocess.Popen[str] | None = None) -> list[str]:
-    """Stages in which DVC sees a difference, after prepared data and trained networks were brought up to date.
+    """Stages in which DVC sees a difference, after prepared data and trained networks were brought
+    up to date.
 
     Args:
         asked: a `dvc status --json` that was started before.
@@ -217,22 +248,34 @@ def differing(asked: subprocess.Popen[str] | None = None) -> list[str]:
         dvc("repro", "-q", "-s", "digests")
         found = json.loads(dvc(*STATUS) or "{}")
     before = [n for n in found if n.startswith(("prepare-", "train-"))]
-    unasked = [n.removeprefix("train-") for n in before if n.startswith("train-") and only_outputs(found[n])]
-    if unasked := [n for n in unasked if (paths.MODELS / n).exists() or advice.restore(f"results/models/{n}")]:
+    unasked = [
+        n.removeprefix("train-")
+        for n in before
+        if n.startswith("train-") and only_outputs(found[n])
+    ]
+    if unasked := [
+        n for n in unasked if (paths.MODELS / n).exists() or advice.restore(f"results/models/{n}")
+    ]:
         raise runner.RunError(advice.changed_networks(unasked) + "\nnothing was run")
     if before:
         dvc("repro", "-q", *before)
         found = json.loads(dvc(*STATUS) or "{}")
-    return [n for n, why in found.items() if "not in cache" not in json.dumps(why)]  # data/ has no cache: it is verified by hash
+    return [
+        n for n, why in found.items() if "not in cache" not in json.dumps(why)
+    ]  # data/ has no cache: it is verified by hash
 
 
 def only_outputs(why: Sequence[Any]) -> bool:
-    """True when DVC reruns a stage for its outputs alone: nobody asked for it by a change of code, data or parameters."""
+    """True when DVC reruns a stage for its outputs alone: nobody asked for it by a change of code,
+    data or parameters.
+    """
     return bool(why) and all(isinstance(w, dict) and set(w) == {"changed outs"} for w in why)
 
 
 def settle(finished: Sequence[str]) -> None:
-    """Record in DVC what is fresh, and rebuild the report: afterwards `dvc repro` has nothing to do for these papers."""
+    """Record in DVC what is fresh, and rebuild the report: afterwards `dvc repro` has nothing to do
+    for these papers.
+    """
     known = stages()
     papers = [s for s in cards.slugs() if s in known]
     fresh = [s for s in papers if s in finished or not stale(s, "cpu")]
@@ -243,21 +286,40 @@ def settle(finished: Sequence[str]) -> None:
     others = set(differing()) - {*papers, "report"}
     compared = [n for n in known if n == "decide" or n.startswith(("collect-", "compare-"))]
     for name in compared if others & set(compared) else []:
-        dvc("repro", "-q", "-s", name)  # by itself: papers upstream are fresh, whatever DVC has recorded of them so far
+        dvc(
+            "repro", "-q", "-s", name
+        )  # by itself: papers upstream are fresh, whatever DVC has recorded of them so far
     others -= set(compared)
     if "report" in known:  # before it is recorded: an interrupt in between must leave it stale
-        subprocess.run([sys.executable, *known["report"]["cmd"].split()[1:]], cwd=paths.ROOT, check=True)
-    # Without names, one pass records all; with them, dvc.lock is written once for each, and nothing else can slip in.
-    dvc("commit", "-q", "-f", *([n for n in known if n in papers or n == "report"] if others else []))
+        subprocess.run(
+            [sys.executable, *known["report"]["cmd"].split()[1:]], cwd=paths.ROOT, check=True
+        )
+    # Without names, one pass records all; with them, dvc.lock is written once for each, and nothing
+    # else can slip in.
+    dvc(
+        "commit",
+        "-q",
+        "-f",
+        *([n for n in known if n in papers or n == "report"] if others else []),
+    )
 
 
-def run(slugs: Sequence[str] = (), tier: str = "cpu", at_once: int = 1, warm: bool = True, cluster: bool = False) -> int:
+def run(
+    slugs: Sequence[str] = (),
+    tier: str = "cpu",
+    at_once: int = 1,
+    warm: bool = True,
+    cluster: bool = False,
+) -> int:
     """Run what is stale (or named), keep what succeeds, record it; returns an exit code.
 
     Raises:
         runner.RunError: nothing could be run: another driver is at work, results cannot be written.
     """
-    with runner.only_one("driver.lock", "another 'layerbook run' is at work here"), endings.orderly():
+    with (
+        runner.only_one("driver.lock", "another 'layerbook run' is at work here"),
+        endings.orderly(),
+    ):
         runner.own_code()
         keeping.sweep()
         asked = ask(*STATUS) if stages() else None  # while DVC looks around, so do we
@@ -269,7 +331,9 @@ def run(slugs: Sequence[str] = (), tier: str = "cpu", at_once: int = 1, warm: bo
                     kernels.start_parent()
             different = differing(asked)
         finally:
-            if asked and asked.poll() is None:  # something went wrong, or a signal came, before DVC had answered
+            if (
+                asked and asked.poll() is None
+            ):  # something went wrong, or a signal came, before DVC had answered
                 end(asked)
         if different:
             decide(tier)
@@ -294,5 +358,9 @@ def run(slugs: Sequence[str] = (), tier: str = "cpu", at_once: int = 1, warm: bo
     failed = [d for d in done if d.error]
     for d in failed:
         print(f"\nfailed: {d.error}")
-    print(f"{len(done) - len(failed)} of {len(jobs)} papers run and recorded" if jobs else "nothing to do: the evidence is fresh")
+    print(
+        f"{len(done) - len(failed)} of {len(jobs)} papers run and recorded"
+        if jobs
+        else "nothing to do: the evidence is fresh"
+    )
     return code or int(bool(failed))

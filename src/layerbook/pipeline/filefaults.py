@@ -1,7 +1,9 @@
-"""What may be wrong with a file that the project reads: every check of a file's form, each fault worded once.
+"""What may be wrong with a file that the project reads: every check of a file's form, each fault
+worded once.
 
-Every function takes a path, returns the content where that is of use, and raises FileFault with the fault in words that
-follow the file's name ("is empty"). `layerbook.pipeline.advice` adds the name and what to type.
+Every function takes a path, returns the content where that is of use, and raises FileFault with the
+fault in words that follow the file's name ("is empty"). `layerbook.pipeline.advice` adds the name
+and what to type.
 """
 
 from __future__ import annotations
@@ -22,11 +24,15 @@ BENCH = {"rows": list, "machine": dict}
 
 
 class FileFault(ValueError):
-    """A file that the project reads is missing or damaged; the message names it, what is wrong, and what to type."""
+    """A file that the project reads is missing or damaged; the message names it, what is wrong, and
+    what to type.
+    """
 
 
 def text_of(file: Path) -> str:
-    """The text of a file. Raises FileFault: missing, empty, a folder, not readable, not text, with conflict markers."""
+    """The text of a file. Raises FileFault: missing, empty, a folder, not readable, not text, with
+    conflict markers.
+    """
     if file.is_dir():
         raise FileFault("is a folder where a file belongs")
     try:
@@ -53,7 +59,8 @@ def json_of(file: Path, kind: type = dict, /, **fields: Any) -> Any:
         fields: the type, or types, of what a mapping must hold.
 
     Raises:
-        FileFault: as `text_of`; not valid JSON; another type; a field that is missing or of another type.
+        FileFault: as `text_of`; not valid JSON; another type; a field that is missing or of another
+            type.
     """
     try:
         found = json.loads(text_of(file))
@@ -70,27 +77,37 @@ def yaml_of(file: Path, kind: type = dict, /, **fields: Any) -> Any:
         found = YAML(typ="safe").load(text_of(file))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise FileFault(f"is not valid YAML (line {mark.line + 1 if mark else 1}: {error.problem})") from None
+        raise FileFault(
+            f"is not valid YAML (line {mark.line + 1 if mark else 1}: {error.problem})"
+        ) from None
     except YAMLError as error:
         raise FileFault(f"is not valid YAML ({str(error).splitlines()[0]})") from None
     return of_kind(found, kind, **fields)
 
 
 def of_kind(found: Any, kind: type, where: str = "", /, **fields: Any) -> Any:
-    """`found` itself. Raises FileFault when it is no `kind`, or a mapping without one of the fields of these types."""
+    """`found` itself. Raises FileFault when it is no `kind`, or a mapping without one of the fields
+    of these types.
+    """
     names = {dict: "a mapping", list: "a list"}
     if not isinstance(found, kind):
-        raise FileFault(f"holds {names.get(type(found), 'a single value')} where {names[kind]} is wanted{where}")
+        raise FileFault(
+            f"holds {names.get(type(found), 'a single value')} where {names[kind]} is wanted{where}"
+        )
     for name, wanted in fields.items():
         if name not in found:
             raise FileFault(f"lacks the field '{name}'{where}")
         if not isinstance(found[name], wanted) or isinstance(found[name], bool):
-            raise FileFault(f"has a field '{name}' of the wrong type ({type(found[name]).__name__}){where}")
+            raise FileFault(
+                f"has a field '{name}' of the wrong type ({type(found[name]).__name__}){where}"
+            )
     return found
 
 
 def record_of(file: Path) -> dict[str, Any]:
-    """A paper's record or its verdicts; what must stand inside is judged by `record.fault`. Raises FileFault."""
+    """A paper's record or its verdicts; what must stand inside is judged by `record.fault`. Raises
+    FileFault.
+    """
     found = json_of(file)
     return of_kind(found, dict, schema=int)
 
@@ -99,7 +116,9 @@ def notebook_of(file: Path) -> nbformat.NotebookNode:
     """A notebook. Raises FileFault when it is not one, or has no cells."""
     found = json_of(file, cells=list, metadata=dict, nbformat=int)
     for number, cell in enumerate(found["cells"]):
-        of_kind(cell, dict, f" in cell {number + 1}", cell_type=str, metadata=dict, source=(str, list))
+        of_kind(
+            cell, dict, f" in cell {number + 1}", cell_type=str, metadata=dict, source=(str, list)
+        )
     if not found["cells"]:
         raise FileFault("has no cells")
     try:
@@ -157,7 +176,9 @@ def bibliography_of(file: Path) -> None:
     for entry in re.split(r"^(?=@\w+\s*\{)", text, flags=re.MULTILINE)[1:]:
         plain = re.sub(r"\\[{}]", "", entry)
         if plain.count("{") != plain.count("}"):
-            raise FileFault(f"is cut short: the braces of {entry.splitlines()[0].rstrip(',')} do not close")
+            raise FileFault(
+                f"is cut short: the braces of {entry.splitlines()[0].rstrip(',')} do not close"
+            )
 
 
 def card_of(file: Path) -> None:

@@ -1,7 +1,9 @@
-"""Private folders in place of those in the home folder, where that cannot be written or does not exist.
+"""Private folders in place of those in the home folder, where that cannot be written or does not
+exist.
 
-Kernels put sockets into Jupyter's runtime folder, IPython and matplotlib keep their state at home. A daemon's user, a
-container and a batch job often have no home to write to. `settle` names a folder under the temporary one instead, in the
+Kernels put sockets into Jupyter's runtime folder, IPython and matplotlib keep their state at home.
+A daemon's user, a container and a batch job often have no home to write to. `settle` names a folder
+under the temporary one instead, in the
 variables that those libraries read. A script that starts kernels by itself takes over the same:
 `eval "$(python -m layerbook.pipeline.folders)"`.
 """
@@ -37,14 +39,17 @@ def writable(folder: Path) -> bool:
     """True when the folder can be written, or could be made and written."""
     try:
         place = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-        with tempfile.TemporaryFile(dir=place):  # asking for rights is not enough: root has them on a read-only disk, too
+        with tempfile.TemporaryFile(
+            dir=place
+        ):  # asking for rights is not enough: root has them on a read-only disk, too
             return True
     except (OSError, StopIteration):
         return False
 
 
 def private() -> Path:
-    """This user's own folder under the temporary one: always the same, so that killed processes leave no pile of them.
+    """This user's own folder under the temporary one: always the same, so that killed processes
+    leave no pile of them.
 
     Raises:
         FileNotFoundError: no temporary folder can be written (`tempfile` says which it tried).
@@ -60,7 +65,9 @@ def private() -> Path:
 
 
 def settle(environment: MutableMapping[str, str] = os.environ) -> dict[str, str]:
-    """Point each library whose usual folder cannot be written to a private one; return the variables that were set."""
+    """Point each library whose usual folder cannot be written to a private one; return the
+    variables that were set.
+    """
     lost = [name for name, folder in _usual(environment).items() if not writable(folder)]
     if not lost:
         return {}

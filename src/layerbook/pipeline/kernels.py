@@ -1,9 +1,13 @@
-"""Warm kernels: forked from one parent that has already imported torch, transformers and matplotlib.
+"""Warm kernels: forked from one parent that has already imported torch, transformers and
+matplotlib.
 
-A plain kernel spends seconds on imports before its first line. Here the standard library's forkserver keeps a parent with
-these imports and no threads of its own, and a Jupyter kernel provisioner starts each kernel as a fork of it. A forked kernel
-differs from a plain one in nothing else: environment, working folder, threads and hash seed are set as asked, every run
-seeds its own generators, and CUDA is never touched in the parent. POSIX only; elsewhere plain kernels are used.
+A plain kernel spends seconds on imports before its first line. Here the standard library's
+forkserver keeps a parent with these imports and no threads of its own, and a Jupyter kernel
+provisioner starts each kernel as a fork of it. A forked kernel
+differs from a plain one in nothing else: environment, working folder, threads and hash seed are set
+    as asked, every run
+seeds its own generators, and CUDA is never touched in the parent. POSIX only; elsewhere plain
+kernels are used.
 """
 
 from __future__ import annotations
@@ -37,9 +41,12 @@ from layerbook.pipeline import _warm, folders, surroundings
 
 WARM, COLD = "layerbook-warm", "python3"
 SPECS = Path(__file__).with_name("jupyter")  # found by Jupyter through JUPYTER_PATH
-# Read while the parent starts (hash seed) or while it imports (tqdm), so that a fork could not change them any more.
+# Read while the parent starts (hash seed) or while it imports (tqdm), so that a fork could not
+# change them any more.
 FIXED = {"PYTHONHASHSEED": "0", "TQDM_DISABLE": "1"}
-LONGEST = 100  # bytes of the path of a Unix socket, "-1" to "-5" not counted; Linux allows 107, macOS 103
+LONGEST = (
+    100  # bytes of the path of a Unix socket, "-1" to "-5" not counted; Linux allows 107, macOS 103
+)
 _starting = threading.Lock()
 
 
@@ -53,7 +60,8 @@ def start_parent() -> None:
     folders.settle()
     with _starting:
         settings = FIXED | {_warm.VARIABLE: "1"}
-        # Read by libraries while they are imported: a fork that leaves them out must not inherit what they did to the parent.
+        # Read by libraries while they are imported: a fork that leaves them out must not inherit
+        # what they did to the parent.
         left_out = [k for k in os.environ if surroundings.unwanted(k)]
         old = {k: os.environ.get(k) for k in [*settings, *left_out]}
         for k in left_out:
@@ -68,7 +76,9 @@ def start_parent() -> None:
 
 
 def register() -> None:
-    """Let Jupyter find the warm kernel by name and folders to write to, in this process and in those that it starts."""
+    """Let Jupyter find the warm kernel by name and folders to write to, in this process and in
+    those that it starts.
+    """
     folders.settle()
     known = os.environ.get("JUPYTER_PATH", "")
     if str(SPECS) not in known.split(os.pathsep):
@@ -77,9 +87,15 @@ def register() -> None:
 
 @cache
 def _path() -> list[str]:
-    """The import path of a plain interpreter, without what this process's own script or test runner added."""
+    """The import path of a plain interpreter, without what this process's own script or test runner
+    added.
+    """
     code = "import json, sys; print(json.dumps(sys.path[1:]))"
-    return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True).stdout)
+    return json.loads(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True
+        ).stdout
+    )
 
 
 class Forked:
@@ -89,8 +105,12 @@ class Forked:
 
     def __init__(self, arguments: list[str], cwd: str | None, environment: dict[str, str]) -> None:
         context = multiprocessing.get_context("forkserver")
-        self._process = context.Process(target=_warm.serve, args=(arguments, cwd, environment, _path()), daemon=False)
-        with _starting:  # multiprocessing would run this process's main script again in the child; a kernel wants none of it
+        self._process = context.Process(
+            target=_warm.serve, args=(arguments, cwd, environment, _path()), daemon=False
+        )
+        # multiprocessing would run this process's main script again in the child; a kernel wants
+        # none of it
+        with _starting:
             main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
             try:
                 self._process.start()
@@ -122,30 +142,52 @@ class Forked:
 
 
 class WarmProvisioner(LocalProvisioner):
-    """Starts kernels as forks of the warm parent; named in `jupyter/kernels/layerbook-warm/kernel.json`."""
+    """Starts kernels as forks of the warm parent; named in
+    `jupyter/kernels/layerbook-warm/kernel.json`.
+    """
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Choose Unix sockets in place of ports: a free port may be another process's by the time the kernel opens it."""
+        """Choose Unix sockets in place of ports: a free port may be another process's by the time
+        the kernel opens it.
+        """
         manager = self.parent
-        if hasattr(socket, "AF_UNIX") and manager is not None and manager.transport == "tcp" and not self.ports_cached:
-            file = manager.connection_file or os.path.join(jupyter_runtime_dir(), f"kernel-{uuid.uuid4().hex[:16]}.json")
+        if (
+            hasattr(socket, "AF_UNIX")
+            and manager is not None
+            and manager.transport == "tcp"
+            and not self.ports_cached
+        ):
+            file = manager.connection_file or os.path.join(
+                jupyter_runtime_dir(), f"kernel-{uuid.uuid4().hex[:16]}.json"
+            )
             address = os.path.splitext(file)[0] + "-ipc"
             if len(os.fsencode(address)) <= LONGEST:
                 os.makedirs(os.path.dirname(file), mode=0o700, exist_ok=True)
-                manager.connection_file, manager.transport, manager.ip, manager.cache_ports = file, "ipc", address, False
+                manager.connection_file, manager.transport, manager.ip, manager.cache_ports = (
+                    file,
+                    "ipc",
+                    address,
+                    False,
+                )
         return await super().pre_launch(**kwargs)
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Fork a kernel for the command line `python -m ipykernel_launcher ARGUMENTS`."""
         start_parent()
-        arguments = cmd[cmd.index("-f"):]
-        self.process = Forked(arguments, kwargs.get("cwd"), dict(kwargs.get("env") or os.environ) | FIXED)
-        self.pid = self.pgid = self.process.pid  # `_warm.serve` makes the child the leader of its own group
+        arguments = cmd[cmd.index("-f") :]
+        self.process = Forked(
+            arguments, kwargs.get("cwd"), dict(kwargs.get("env") or os.environ) | FIXED
+        )
+        self.pid = self.pgid = (
+            self.process.pid
+        )  # `_warm.serve` makes the child the leader of its own group
         await self._listening()
         return self.connection_info
 
     async def _listening(self, seconds: float = 5.0) -> None:
-        """Wait until the kernel has opened its last port: a client that comes too early tries again only much later."""
+        """Wait until the kernel has opened its last port: a client that comes too early tries again
+        only much later.
+        """
         end = time.monotonic() + seconds
         where, port = self.connection_info["ip"], self.connection_info["hb_port"]
         unix = self.connection_info["transport"] == "ipc"
@@ -163,17 +205,33 @@ class WarmProvisioner(LocalProvisioner):
 
 
 class Notebooks(NBClientEngine):
-    """Papermill's engine with an environment for each kernel, so that several may run in one process."""
+    """Papermill's engine with an environment for each kernel, so that several may run in one
+    process.
+    """
 
     _live: set[NotebookClient] = set()
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, env: dict[str, str] | None = None, start_timeout: int = 120,
-                                 **kwargs: Any) -> Any:
-        """Run the notebook that `nb_man` holds in a kernel that sees `env` on top of this process's cleaned environment."""
+    def execute_managed_notebook(
+        cls,
+        nb_man: Any,
+        kernel_name: str,
+        env: dict[str, str] | None = None,
+        start_timeout: int = 120,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the notebook that `nb_man` holds in a kernel that sees `env` on top of this process's
+        cleaned environment.
+        """
         kept = {k: v for k, v in kwargs.items() if k in ("shutdown_kernel", "log_output")}
-        client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=None,
-                                         extra_arguments=["--log-level=40"], **kept)
+        client = PapermillNotebookClient(
+            nb_man,
+            kernel_name=kernel_name,
+            startup_timeout=start_timeout,
+            timeout=None,
+            extra_arguments=["--log-level=40"],
+            **kept,
+        )
         cls._live.add(client)
         try:
             return client.execute(env=surroundings.clean() | FIXED | (env or {}))
@@ -187,7 +245,9 @@ class Notebooks(NBClientEngine):
             process = getattr(getattr(client.km, "provisioner", None), "process", None)
             if process is not None and process.poll() is None:
                 with suppress(ProcessLookupError, PermissionError):
-                    if os.getpgid(process.pid) == process.pid:  # with the processes that the notebook started
+                    if (
+                        os.getpgid(process.pid) == process.pid
+                    ):  # with the processes that the notebook started
                         os.killpg(process.pid, signal.SIGKILL)
                 process.kill()
 

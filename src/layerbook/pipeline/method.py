@@ -17,8 +17,11 @@ from layerbook.claims import cards
 def source(slug: str) -> str:
     """Path-free Python source of a notebook's method cells, in order."""
     cards.path(slug)
-    return "\n\n".join(c.source for c in read(paths.NOTEBOOKS / f"{slug}.ipynb").cells
-                       if c.cell_type == "code" and "method" in c.metadata.get("tags", []))
+    return "\n\n".join(
+        c.source
+        for c in read(paths.NOTEBOOKS / f"{slug}.ipynb").cells
+        if c.cell_type == "code" and "method" in c.metadata.get("tags", [])
+    )
 
 
 def read(file: Path) -> nbformat.NotebookNode:
@@ -35,16 +38,23 @@ def defaults(slug: str) -> dict[str, Any]:
     Raises:
         ValueError: that cell holds something else than names and literals, or there is none.
     """
-    code = "\n".join(c.source for c in read(paths.NOTEBOOKS / f"{slug}.ipynb").cells
-                     if c.cell_type == "code" and "parameters" in c.metadata.get("tags", []))
+    code = "\n".join(
+        c.source
+        for c in read(paths.NOTEBOOKS / f"{slug}.ipynb").cells
+        if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])
+    )
     found: dict[str, Any] = {}
     try:
         for node in ast.parse(code).body:
             value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            targets = (
+                node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            )
             found |= {target.id: ast.literal_eval(value) for target in targets}
     except (SyntaxError, ValueError, AttributeError, TypeError):
-        raise ValueError(f"notebooks/{slug}.ipynb: the cell tagged 'parameters' must hold lines 'name = literal' only") from None
+        raise ValueError(
+            f"notebooks/{slug}.ipynb: the cell tagged 'parameters' must hold lines 'name = literal' only"
+        ) from None
     return found
 
 
@@ -65,6 +75,7 @@ def load(slug: str, **replace: str) -> SimpleNamespace:
     name = f"<method of {slug}>"
     linecache.cache[name] = (len(code), None, code.splitlines(True), name)
     scope: dict[str, object] = {"__name__": f"layerbook_method_{slug.replace('-', '_')}"}
-    # dont_inherit: this module's own __future__ imports are not the cells' (string annotations break their dataclasses).
+    # dont_inherit: this module's own __future__ imports are not the cells' (string annotations
+    #     break their dataclasses).
     exec(compile(code, name, "exec", dont_inherit=True), scope)  # noqa: S102 - this project's own notebook
     return SimpleNamespace(**{k: v for k, v in scope.items() if not k.startswith("__")})

@@ -46,7 +46,9 @@ class Display:
         now, rest = time.monotonic(), 0.0
         for slug, seconds in self.expected.items():
             if slug not in self.over:
-                rest += max(seconds - (now - self.began[slug]), 0.0) if slug in self.began else seconds
+                rest += (
+                    max(seconds - (now - self.began[slug]), 0.0) if slug in self.began else seconds
+                )
         return rest / min(self.at_once, max(1, len(self.expected) - len(self.over)))
 
     def say(self, text: str) -> None:
@@ -60,14 +62,18 @@ class Display:
         """A paper began."""
         self.began[slug] = time.monotonic()
         if not self._live:
-            self.say(f"start  {slug} (took {clock(self.expected[slug])} the last time; {clock(self.left())} left in all)")
+            self.say(
+                f"start  {slug} (took {clock(self.expected[slug])} the last time; {clock(self.left())} left in all)"
+            )
 
     def finished(self, slug: str, seconds: float, error: str) -> None:
         """A paper ended, well or with `error`."""
         self.over.add(slug)
         self.failed += bool(error)
-        self.say(f"{'FAILED' if error else 'done  '} {slug} after {clock(seconds)}"
-                 + (f": {error.splitlines()[0]}" if error else ""))
+        self.say(
+            f"{'FAILED' if error else 'done  '} {slug} after {clock(seconds)}"
+            + (f": {error.splitlines()[0]}" if error else "")
+        )
 
     def tick(self) -> None:
         """Refresh the live display."""
@@ -77,7 +83,19 @@ class Display:
     def text(self) -> str:
         """The live display's text: what runs, what is next, time left."""
         now = time.monotonic()
-        runs = [f"  {s}  {clock(now - self.began[s])} of about {clock(self.expected[s])}" for s in self.began if s not in self.over]
+        runs = [
+            f"  {s}  {clock(now - self.began[s])} of about {clock(self.expected[s])}"
+            for s in self.began
+            if s not in self.over
+        ]
         following = [s for s in self.expected if s not in self.began]
-        head = f"{len(self.over)} of {len(self.expected)} done" + (f", {self.failed} failed" if self.failed else "")
-        return "\n".join([f"{head}; about {clock(self.left())} left", *runs, f"  next: {', '.join(following[:4]) or 'none'}"])
+        head = f"{len(self.over)} of {len(self.expected)} done" + (
+            f", {self.failed} failed" if self.failed else ""
+        )
+        return "\n".join(
+            [
+                f"{head}; about {clock(self.left())} left",
+                *runs,
+                f"  next: {', '.join(following[:4]) or 'none'}",
+            ]
+        )

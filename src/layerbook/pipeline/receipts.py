@@ -1,4 +1,6 @@
-"""What says that stored files are the ones that a run wrote: dvc.lock, and until it is told, a receipt in build/stored."""
+"""What says that stored files are the ones that a run wrote: dvc.lock, and until it is told, a
+receipt in build/stored.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def _md5(file: str, *_stamp: int) -> str:
 
 
 def locked() -> dict[str, str]:
-    """Output files that dvc.lock records, path from the root -> MD5; empty when there is no dvc.lock.
+    """Output files that dvc.lock records, path from the root -> MD5; empty when there is no
+    dvc.lock.
 
     Raises:
         ValueError: dvc.lock is not readable.
@@ -38,9 +41,16 @@ def _locked(text: str) -> dict[str, str]:
     again = "take the committed one back: git checkout dvc.lock"
     try:
         stages = (deps.fast_yaml(text) or {}).get("stages") or {}
-        return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}
+        return {
+            out["path"]: out["md5"]
+            for stage in stages.values()
+            for out in stage.get("outs", [])
+            if "md5" in out
+        }
     except (ValueError, AttributeError, TypeError, KeyError) as error:
-        raise ValueError(f"dvc.lock cannot be read ({str(error).splitlines()[0]}); {again}") from None
+        raise ValueError(
+            f"dvc.lock cannot be read ({str(error).splitlines()[0]}); {again}"
+        ) from None
 
 
 def _file(slug: str, tier: str) -> Path:
@@ -53,7 +63,9 @@ def _now(slug: str, tier: str) -> dict[str, str]:
 
 
 def leave(slug: str, tier: str) -> None:
-    """Say that a run of this checkout has just stored what lies in results/: dvc.lock does not know it yet."""
+    """Say that a run of this checkout has just stored what lies in results/: dvc.lock does not know
+    it yet.
+    """
     file = _file(slug, tier)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(_now(slug, tier)) + "\n", encoding="utf-8")

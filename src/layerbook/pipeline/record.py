@@ -1,7 +1,8 @@
 """Records: what a run measured, and by what, in results/<tier>/<slug>.json.
 
-A record holds each raw array once and no verdict: those stand beside it, in <slug>.verdicts.json (`layerbook.pipeline.verdicts`). It is
-only worth something while what it was measured by is still what lies in the checkout; `problems` says where it is not.
+A record holds each raw array once and no verdict: those stand beside it, in <slug>.verdicts.json
+(`layerbook.pipeline.verdicts`). It is only worth something while what it was measured by is still
+what lies in the checkout; `problems` says where it is not.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def _sha256(file: str, *_stamp: int) -> str:
 def measured_by(slug: str) -> dict[str, str]:
     """Digest of all that a paper's measurements depend on, by path from the root.
 
-    Notebook, card and modules are taken by what they mean (`layerbook.pipeline.digests`), data and networks by their bytes.
+    Notebook, card and modules are taken by what they mean (`layerbook.pipeline.digests`), data and
+    networks by their bytes.
 
     Raises:
         FileNotFoundError: a prepared asset or trained model is missing.
@@ -55,7 +57,9 @@ def measured_by(slug: str) -> dict[str, str]:
     for path in deps.substrates(slug):
         if not path.exists():
             name = path.relative_to(paths.ROOT).as_posix()
-            raise FileNotFoundError(f"{name} is missing: run 'make data' (fetches what is missing, then prepares it)")
+            raise FileNotFoundError(
+                f"{name} is missing: run 'make data' (fetches what is missing, then prepares it)"
+            )
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
             out[file.relative_to(paths.ROOT).as_posix()] = sha256(file)
     return out
@@ -66,7 +70,9 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in VERSIONED}
 
 
-def build(measurements: dict[str, Any], used: dict[str, str], seconds: float, notebook: bytes) -> dict[str, Any]:
+def build(
+    measurements: dict[str, Any], used: dict[str, str], seconds: float, notebook: bytes
+) -> dict[str, Any]:
     """Turn a run's measurements into its record.
 
     Args:
@@ -76,15 +82,33 @@ def build(measurements: dict[str, Any], used: dict[str, str], seconds: float, no
         notebook: the executed notebook that is stored beside the record.
     """
     slug, tier = measurements["paper"], measurements["tier"]
-    keep = {k: measurements[k] for k in ("device", "peak_memory_mb", "peak_gpu_memory_mb") if k in measurements}
+    keep = {
+        k: measurements[k]
+        for k in ("device", "peak_memory_mb", "peak_gpu_memory_mb")
+        if k in measurements
+    }
     raw = lambda rows: [{k: row[k] for k in ("name", "statement", "values")} for row in rows]  # noqa: E731
-    return finite({
-        "schema": SCHEMA, "paper": slug, "tier": tier, "seconds": round(seconds, 1), **keep, "versions": versions(),
-        "parameters": measurements["parameters"], "measured_by": used,
-        "notebook": {"path": f"results/{tier}/{slug}.ipynb", "sha256": hashlib.sha256(notebook).hexdigest()},
-        "measured": measurements["measured"], "units": measurements["units"], "gates": measurements["gates"],
-        "findings": raw(measurements["findings"]), "profiles": raw(measurements["profiles"]),
-    })
+    return finite(
+        {
+            "schema": SCHEMA,
+            "paper": slug,
+            "tier": tier,
+            "seconds": round(seconds, 1),
+            **keep,
+            "versions": versions(),
+            "parameters": measurements["parameters"],
+            "measured_by": used,
+            "notebook": {
+                "path": f"results/{tier}/{slug}.ipynb",
+                "sha256": hashlib.sha256(notebook).hexdigest(),
+            },
+            "measured": measurements["measured"],
+            "units": measurements["units"],
+            "gates": measurements["gates"],
+            "findings": raw(measurements["findings"]),
+            "profiles": raw(measurements["profiles"]),
+        }
+    )
 
 
 def finite(value: Any) -> Any:
@@ -121,7 +145,9 @@ def _validator(kind: str) -> jsonschema.Draft202012Validator:
 
 
 def fault(content: Any, kind: str, slug: str, tier: str) -> str:
-    """What is wrong with the content of a record ('measurements') or of its verdicts ('verdicts'); '' for nothing."""
+    """What is wrong with the content of a record ('measurements') or of its verdicts ('verdicts');
+    '' for nothing.
+    """
     error = jsonschema.exceptions.best_match(_validator(kind).iter_errors(content))
     if error is not None:
         where = ".".join(map(str, error.absolute_path))
@@ -131,7 +157,9 @@ def fault(content: Any, kind: str, slug: str, tier: str) -> str:
     lists = [("findings", f["values"]) for f in content["findings"] if "values" in f]
     lists += [("profiles", p["values"]) for p in content.get("profiles", [])]
     if kind == "measurements":
-        lists += [(c, values) for c, arrays in content["measured"].items() for values in arrays.values()]
+        lists += [
+            (c, values) for c, arrays in content["measured"].items() for values in arrays.values()
+        ]
         lists += list(content["gates"].items())
     for where, values in lists:
         if not all(v is None or type(v) in (int, float) for v in values):
@@ -143,7 +171,8 @@ def load(file: Path, kind: str, slug: str, tier: str, remedy: str) -> dict[str, 
     """Content of a record or verdicts file, in the very form in which it was written.
 
     Raises:
-        ValueError: it is damaged, lacks fields or was edited by hand; the message ends with `remedy`.
+        ValueError: it is damaged, lacks fields or was edited by hand; the message ends with
+            `remedy`.
         FileNotFoundError: there is none.
     """
     name = file.relative_to(paths.ROOT).as_posix() if file.is_relative_to(paths.ROOT) else file.name
@@ -163,8 +192,16 @@ def load(file: Path, kind: str, slug: str, tier: str, remedy: str) -> dict[str, 
 
 
 def read(slug: str, tier: str) -> dict[str, Any]:
-    """A stored record. Raises ValueError when it is not usable, FileNotFoundError when there is none."""
-    return load(file_of(slug, tier), "measurements", slug, tier, f"rerun the paper: make rerun PAPER={slug} TIER={tier}")
+    """A stored record. Raises ValueError when it is not usable, FileNotFoundError when there is
+    none.
+    """
+    return load(
+        file_of(slug, tier),
+        "measurements",
+        slug,
+        tier,
+        f"rerun the paper: make rerun PAPER={slug} TIER={tier}",
+    )
 
 
 def replace(target: Path, content: bytes) -> None:
@@ -187,7 +224,9 @@ def problems(slug: str, tier: str, strict: bool = False) -> list[str]:
     Args:
         strict: what was run here but is not yet in dvc.lock is a problem too.
     """
-    from layerbook.pipeline import verdicts  # brings scipy: seconds that a check of hashes alone need not wait for
+    from layerbook.pipeline import (
+        verdicts,
+    )  # brings scipy: seconds that a check of hashes alone need not wait for
 
     found = changes(slug, tier, strict)
     try:
@@ -195,48 +234,69 @@ def problems(slug: str, tier: str, strict: bool = False) -> list[str]:
     except (ValueError, FileNotFoundError) as error:
         found += [] if str(error) in found or not file_of(slug, tier).is_file() else [str(error)]
     unrecorded = _unrecorded(slug, tier, (".verdicts.json",)) if strict else []
-    return found + [text if "git checkout" in text else f"{text}: dvc repro decide" for text in unrecorded]
+    return found + [
+        text if "git checkout" in text else f"{text}: dvc repro decide" for text in unrecorded
+    ]
 
 
 def changes(slug: str, tier: str, strict: bool = False) -> list[str]:
-    """Why a paper has to run again, from files and their digests, without deciding anything; [] when it has not."""
+    """Why a paper has to run again, from files and their digests, without deciding anything; []
+    when it has not.
+    """
     file, notebook = file_of(slug, tier), file_of(slug, tier, ".ipynb")
     missing = [f.name for f in (file, notebook) if not f.is_file()]
     if missing:
         return [f"results/{tier}/{name} is missing" for name in missing]
     try:
         record, now = read(slug, tier), measured_by(slug)
-        out = _differences(record["measured_by"], now) + other_parameters(slug, tier, record["parameters"])
+        out = _differences(record["measured_by"], now) + other_parameters(
+            slug, tier, record["parameters"]
+        )
         if digests.of_notebook(notebook) != now[f"notebooks/{slug}.ipynb"]:
             out.append(f"{notebook.name}: its code cells are not those of notebooks/{slug}.ipynb")
     except (ValueError, FileNotFoundError, SyntaxError) as error:
         return [str(error)]
     if sha256(notebook) != record["notebook"]["sha256"]:
-        out.append(f"results/{tier}/{slug}.ipynb is not the notebook that this record was made with")
+        out.append(
+            f"results/{tier}/{slug}.ipynb is not the notebook that this record was made with"
+        )
     if strict or not receipts.holds(slug, tier):
         out += _unrecorded(slug, tier, (".json", ".ipynb"))
     return out
 
 
 def _differences(then: dict[str, str], now: dict[str, str]) -> list[str]:
-    out = [f"{name} changed since the run" for name in sorted(set(then) & set(now)) if then[name] != now[name]]
+    out = [
+        f"{name} changed since the run"
+        for name in sorted(set(then) & set(now))
+        if then[name] != now[name]
+    ]
     out += [f"{name} was not an input of the run" for name in sorted(set(now) - set(then))]
     return out + [f"{name} is no longer an input" for name in sorted(set(then) - set(now))]
 
 
 def expected_parameters(slug: str, tier: str) -> dict[str, Any]:
-    """Parameters with which evidence is made: the notebook's own defaults, then params.yaml, at this tier."""
+    """Parameters with which evidence is made: the notebook's own defaults, then params.yaml, at
+    this tier.
+    """
     file = paths.ROOT / "params.yaml"
     stored = deps.fast_yaml(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return method.defaults(slug) | dict((stored or {}).get("papers", {}).get(slug) or {}) | {"tier": tier}
+    return (
+        method.defaults(slug)
+        | dict((stored or {}).get("papers", {}).get(slug) or {})
+        | {"tier": tier}
+    )
 
 
 def other_parameters(slug: str, tier: str, ran: dict[str, Any]) -> list[str]:
     """Which parameters of a run are not those with which evidence is made."""
     wanted = expected_parameters(slug, tier)
     say = lambda values, name: repr(values[name]) if name in values else "nothing"  # noqa: E731
-    return [f"parameter {name} was {say(ran, name)} in the run, but notebook and params.yaml give {say(wanted, name)}"
-            for name in sorted({*ran, *wanted}) if name not in ran or name not in wanted or ran[name] != wanted[name]]
+    return [
+        f"parameter {name} was {say(ran, name)} in the run, but notebook and params.yaml give {say(wanted, name)}"
+        for name in sorted({*ran, *wanted})
+        if name not in ran or name not in wanted or ran[name] != wanted[name]
+    ]
 
 
 def _unrecorded(slug: str, tier: str, suffixes: tuple[str, ...]) -> list[str]:

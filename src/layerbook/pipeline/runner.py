@@ -37,24 +37,31 @@ def parameters_of(slug: str, overrides: dict[str, Any] | None = None) -> dict[st
     return dict((stored or {}).get("papers", {}).get(slug) or {}) | (overrides or {})
 
 
-def execute(slug: str, parameters: dict[str, Any], folder: Path, warm: bool = False,
-            threads: int | None = None, env: dict[str, str] | None = None,
-            bar: bool = False) -> tuple[nbformat.NotebookNode, dict[str, Any], float]:
+def execute(
+    slug: str,
+    parameters: dict[str, Any],
+    folder: Path,
+    warm: bool = False,
+    threads: int | None = None,
+    env: dict[str, str] | None = None,
+    bar: bool = False,
+) -> tuple[nbformat.NotebookNode, dict[str, Any], float]:
     """Run the notebook in a fresh kernel.
 
     Args:
-        warm: fork the kernel from this process's warm parent (`kernels`) instead of starting a plain one.
+        warm: fork the kernel from this process's warm parent (`kernels`) instead of starting a
+            plain one.
         threads: compute threads of the kernel; None leaves them to the libraries.
-        env: further environment variables of the kernel. What a shell holds that changes results is left out, see
-            `surroundings`.
+        env: further environment variables of the kernel. What a shell holds that changes results is
+            left out, see `surroundings`.
         bar: show papermill's progress bar.
 
     Returns:
         the executed notebook (normalised), its measurements, and the seconds it took.
 
     Raises:
-        RunError: a cell failed, the kernel died, the disk is full, or another tier or another checkout's code ran than
-            was asked for.
+        RunError: a cell failed, the kernel died, the disk is full, or another tier or another
+            checkout's code ran than was asked for.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -69,24 +76,40 @@ def execute(slug: str, parameters: dict[str, Any], folder: Path, warm: bool = Fa
     began = time.perf_counter()
     try:
         papermill.execute_notebook(
-            str(paths.NOTEBOOKS / f"{slug}.ipynb"), str(out), parameters=parameters, engine_name="layerbook",
-            kernel_name=kernels.WARM if warm else kernels.COLD, cwd=str(paths.ROOT), log_output=False,
+            str(paths.NOTEBOOKS / f"{slug}.ipynb"),
+            str(out),
+            parameters=parameters,
+            engine_name="layerbook",
+            kernel_name=kernels.WARM if warm else kernels.COLD,
+            cwd=str(paths.ROOT),
+            log_output=False,
             progress_bar=bar,
-            shutdown_kernel="immediate", env=own | limits | (env or {}),
+            shutdown_kernel="immediate",
+            env=own | limits | (env or {}),
         )
     except PapermillExecutionError as error:
         kept = _keep(out, slug)
-        hint = MEMORY_HINT if "memory" in str(error.evalue).lower() or error.ename == "MemoryError" else ""
-        raise RunError(f"{slug}: cell {error.exec_count} failed: {error.ename}: {error.evalue}\n"
-                       f"{hint}the notebook with its traceback is {kept}; stored results are unchanged") from None
+        hint = (
+            MEMORY_HINT
+            if "memory" in str(error.evalue).lower() or error.ename == "MemoryError"
+            else ""
+        )
+        raise RunError(
+            f"{slug}: cell {error.exec_count} failed: {error.ename}: {error.evalue}\n"
+            f"{hint}the notebook with its traceback is {kept}; stored results are unchanged"
+        ) from None
     except DeadKernelError:
-        raise RunError(f"{slug}: the kernel died, most often for want of memory; close other programs or use a smaller "
-                       "tier (--tier smoke); stored results are unchanged") from None
+        raise RunError(
+            f"{slug}: the kernel died, most often for want of memory; close other programs or use a smaller "
+            "tier (--tier smoke); stored results are unchanged"
+        ) from None
     except OSError as error:
         raise RunError(_disk(slug, error)) from None
     seconds = time.perf_counter() - began
     if not handed.is_file():
-        raise RunError(f"{slug}: the notebook ended without run.finish(), so there is nothing to record")
+        raise RunError(
+            f"{slug}: the notebook ended without run.finish(), so there is nothing to record"
+        )
     notebook = normalise(nbformat.read(out, as_version=4))
     measurements = json.loads(handed.read_text(encoding="utf-8"))
     _as_asked(slug, parameters["tier"], measurements)
@@ -94,23 +117,33 @@ def execute(slug: str, parameters: dict[str, Any], folder: Path, warm: bool = Fa
 
 
 def _as_asked(slug: str, tier: str, measurements: dict[str, Any]) -> None:
-    """Refuse measurements of another tier than the one asked for, or by code other than this process's own."""
+    """Refuse measurements of another tier than the one asked for, or by code other than this
+    process's own.
+    """
     ran = "gpu-dry" if measurements["dry"] else measurements["tier"]
     if tier not in ("auto", ran):
-        raise RunError(f"{slug}: tier {tier} was asked for, but the notebook ran at tier {ran}, so nothing is stored; take out "
-                       f"of notebooks/{slug}.ipynb what sets LAYERBOOK_TIER or the tier, and run it again")
+        raise RunError(
+            f"{slug}: tier {tier} was asked for, but the notebook ran at tier {ran}, so nothing is stored; take out "
+            f"of notebooks/{slug}.ipynb what sets LAYERBOOK_TIER or the tier, and run it again"
+        )
     if measurements["code"] != str(layerbook.code_that_runs()):
-        raise RunError(f"{slug}: the notebook imported layerbook from {measurements['code']}, but its evidence would name the "
-                       f"files in {layerbook.code_that_runs()}, so nothing is stored; take out of notebooks/{slug}.ipynb what "
-                       "changes the import path, and run it again")
+        raise RunError(
+            f"{slug}: the notebook imported layerbook from {measurements['code']}, but its evidence would name the "
+            f"files in {layerbook.code_that_runs()}, so nothing is stored; take out of notebooks/{slug}.ipynb what "
+            "changes the import path, and run it again"
+        )
 
 
 def own_code() -> None:
-    """Raise RunError when the code that runs is not that of the checkout in which its evidence would be stored."""
+    """Raise RunError when the code that runs is not that of the checkout in which its evidence
+    would be stored.
+    """
     runs = layerbook.code_that_runs()
     if runs != layerbook.code_of(paths.ROOT):
-        raise RunError(f"the code that runs lies in {runs}, but results would be stored in {paths.ROOT}, which it does not belong "
-                       f"to, so nothing was run; set PYTHONPATH to the src folder of that checkout, or unset {paths.VARIABLE}")
+        raise RunError(
+            f"the code that runs lies in {runs}, but results would be stored in {paths.ROOT}, which it does not belong "
+            f"to, so nothing was run; set PYTHONPATH to the src folder of that checkout, or unset {paths.VARIABLE}"
+        )
 
 
 def _disk(slug: str, error: OSError) -> str:
@@ -128,7 +161,9 @@ def _keep(out: Path, slug: str) -> str:
 
 
 def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Drop what differs between two equal runs: times, widget ids, process numbers, addresses, machine paths."""
+    """Drop what differs between two equal runs: times, widget ids, process numbers, addresses,
+    machine paths.
+    """
     for key in ("papermill", "widgets"):
         notebook.metadata.pop(key, None)
     notebook.metadata["language_info"] = {"name": "python"}
@@ -158,7 +193,9 @@ def only_one(name: str, busy: str) -> Iterator[None]:
 
 
 def writable(tier: str) -> None:
-    """Find out before any compute whether results can be stored. Raises RunError that says what to do."""
+    """Find out before any compute whether results can be stored. Raises RunError that says what to
+    do.
+    """
     folder = paths.RESULTS / tier
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,12 +204,25 @@ def writable(tier: str) -> None:
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        why = "the disk is full" if error.errno == errno.ENOSPC else f"it cannot be written ({error.strerror})"
-        raise RunError(f"results/{tier}: {why}; make room or make it writable, then run it again; nothing was run") from None
+        why = (
+            "the disk is full"
+            if error.errno == errno.ENOSPC
+            else f"it cannot be written ({error.strerror})"
+        )
+        raise RunError(
+            f"results/{tier}: {why}; make room or make it writable, then run it again; nothing was run"
+        ) from None
 
 
-def run(slug: str, tier: str = "cpu", overrides: dict[str, Any] | None = None, write: bool = True, warm: bool = False,
-        threads: int | None = None, env: dict[str, str] | None = None) -> dict[str, Any]:
+def run(
+    slug: str,
+    tier: str = "cpu",
+    overrides: dict[str, Any] | None = None,
+    write: bool = True,
+    warm: bool = False,
+    threads: int | None = None,
+    env: dict[str, str] | None = None,
+) -> dict[str, Any]:
     """Run a paper at a tier and, for the cpu and gpu tiers, store its record and executed notebook.
 
     Args:
@@ -189,15 +239,22 @@ def run(slug: str, tier: str = "cpu", overrides: dict[str, Any] | None = None, w
         writable(tier)
     (paths.ROOT / "build").mkdir(exist_ok=True)
     keeping.sweep()
-    parameters, how = parameters_of(slug, overrides) | {"tier": tier}, {"warm": warm, "threads": threads, "env": env}
+    parameters, how = (
+        parameters_of(slug, overrides) | {"tier": tier},
+        {"warm": warm, "threads": threads, "env": env},
+    )
     try:
         with only_one(f"{slug}.lock", f"{slug} is being run already"):
             if threading.current_thread() is not threading.main_thread():
                 return _run(slug, parameters, write, how)
-            from layerbook.pipeline import kernels  # after the checks above, which need none of its imports
+            from layerbook.pipeline import (
+                kernels,
+            )  # after the checks above, which need none of its imports
 
             how["bar"] = sys.stderr.isatty()
-            return endings.apart(lambda: _run(slug, parameters, write, how), kernels.Notebooks.kill_all)
+            return endings.apart(
+                lambda: _run(slug, parameters, write, how), kernels.Notebooks.kill_all
+            )
     except FileNotFoundError as error:
         raise RunError(f"{slug}: {error}") from None
     except OSError as error:
@@ -211,27 +268,46 @@ def _run(slug: str, parameters: dict[str, Any], write: bool, how: dict[str, Any]
     with tempfile.TemporaryDirectory(dir=paths.ROOT / "build", prefix=f"run-{slug}-") as folder:
         notebook, measurements, seconds = execute(slug, parameters, Path(folder), **how)
     if record.measured_by(slug) != before:
-        raise RunError(f"{slug}: an input changed while the notebook ran, so its result belongs to neither version; "
-                       "run it again")
+        raise RunError(
+            f"{slug}: an input changed while the notebook ran, so its result belongs to neither version; "
+            "run it again"
+        )
     text = (nbformat.writes(notebook, indent=1) + "\n").encode()
     if len(text) > MAX_BYTES:
-        raise RunError(f"{slug}: the executed notebook has {len(text):,} bytes, more than {MAX_BYTES:,}; draw smaller figures")
-    found, card, tier = record.build(measurements, before, seconds, text), deps.card(slug), measurements["tier"]
-    if not write or measurements["dry"] or tier not in record.TIERS or other_parameters(slug, found):
+        raise RunError(
+            f"{slug}: the executed notebook has {len(text):,} bytes, more than {MAX_BYTES:,}; draw smaller figures"
+        )
+    found, card, tier = (
+        record.build(measurements, before, seconds, text),
+        deps.card(slug),
+        measurements["tier"],
+    )
+    if (
+        not write
+        or measurements["dry"]
+        or tier not in record.TIERS
+        or other_parameters(slug, found)
+    ):
         return verdicts.joined(found, verdicts.decide(card, found, measurements["dry"]), card)
     wrong = record.fault(found, "measurements", slug, parameters["tier"])
     if wrong:
-        raise RunError(f"{slug}: what the run handed over is no record: {wrong}; stored results are unchanged")
+        raise RunError(
+            f"{slug}: what the run handed over is no record: {wrong}; stored results are unchanged"
+        )
     decided = verdicts.build(found)
-    keeping.replace_all({
-        record.file_of(slug, tier, ".ipynb"): text,
-        record.file_of(slug, tier): record.dumps(found).encode(),
-        verdicts.file_of(slug, tier): record.dumps(decided).encode(),
-    })
+    keeping.replace_all(
+        {
+            record.file_of(slug, tier, ".ipynb"): text,
+            record.file_of(slug, tier): record.dumps(found).encode(),
+            verdicts.file_of(slug, tier): record.dumps(decided).encode(),
+        }
+    )
     receipts.leave(slug, tier)
     return verdicts.joined(found, decided, card)
 
 
 def other_parameters(slug: str, found: dict[str, Any]) -> list[str]:
-    """In which parameters a run was not the one that notebook and params.yaml describe: such a run is no evidence."""
+    """In which parameters a run was not the one that notebook and params.yaml describe: such a run
+    is no evidence.
+    """
     return record.other_parameters(slug, found["tier"], found["parameters"])

@@ -20,7 +20,9 @@ COMPARISON = "results/comparison/quantization.json"
 
 
 def module_stages() -> dict[str, str]:
-    """Stages that run a module of the package for long: they depend on its digest, not on its files."""
+    """Stages that run a module of the package for long: they depend on its digest, not on its
+    files.
+    """
     from layerbook.data import prepare
 
     out = {f"prepare-{name}": "layerbook.data.prepare" for name in sorted(prepare.MAKERS)}
@@ -57,7 +59,12 @@ def stages() -> dict[str, Any]:
         out[f"train-{name}"] = {
             "desc": f"train the small network {name}",
             "cmd": f"python -m {module} {folder}",
-            "deps": sorted([digest(f"train-{name}"), *(f"build/prepared/{asset}" for asset in deps.read_by(name))]),
+            "deps": sorted(
+                [
+                    digest(f"train-{name}"),
+                    *(f"build/prepared/{asset}" for asset in deps.read_by(name)),
+                ]
+            ),
             "outs": [{folder: {"cache": False, "persist": True}}],
         }
     out |= {slug: of_paper(slug) for slug in cards.slugs()}
@@ -71,37 +78,63 @@ def stages() -> dict[str, Any]:
 def of_digests() -> dict[str, Any]:
     """The stage that says, without running anything, which of the others have to run."""
     names = [*module_stages(), *cards.slugs(), "decide"]
-    return {"desc": "digests of notebooks, cards and modules, blind to comments and wording",
-            "cmd": "python -m layerbook.pipeline.digests", "deps": ["notebooks", "src/layerbook"],
-            "outs": [{digest(name): {"cache": False, "persist": True}} for name in sorted(names)]}
+    return {
+        "desc": "digests of notebooks, cards and modules, blind to comments and wording",
+        "cmd": "python -m layerbook.pipeline.digests",
+        "deps": ["notebooks", "src/layerbook"],
+        "outs": [{digest(name): {"cache": False, "persist": True}} for name in sorted(names)],
+    }
 
 
 def of_paper(slug: str) -> dict[str, Any]:
     """The stage of one paper."""
-    outs = [record.file_of(slug, "cpu", s).relative_to(paths.ROOT).as_posix() for s in (".ipynb", ".json")]
+    outs = [
+        record.file_of(slug, "cpu", s).relative_to(paths.ROOT).as_posix()
+        for s in (".ipynb", ".json")
+    ]
     read = [f.relative_to(paths.ROOT).as_posix() for f in deps.substrates(slug)]
-    return {"desc": cards.load(slug)["title"], "cmd": f"python -m layerbook rerun {slug} --tier cpu",
-            "deps": sorted([digest(slug), *read]), "params": [f"papers.{slug}"],
-            "outs": [{name: {"cache": False, "persist": True}} for name in outs]}
+    return {
+        "desc": cards.load(slug)["title"],
+        "cmd": f"python -m layerbook rerun {slug} --tier cpu",
+        "deps": sorted([digest(slug), *read]),
+        "params": [f"papers.{slug}"],
+        "outs": [{name: {"cache": False, "persist": True}} for name in outs],
+    }
 
 
 def _results(*suffixes: str) -> list[str]:
-    """Stored files of all papers: those of the cpu tier, which a stage makes, and those that there are of the gpu tier."""
-    return [f"results/{tier}/{slug}{suffix}" for tier in record.TIERS for slug in cards.slugs() for suffix in suffixes
-            if tier == "cpu" or record.file_of(slug, tier, suffix).is_file()]
+    """Stored files of all papers: those of the cpu tier, which a stage makes, and those that there
+    are of the gpu tier.
+    """
+    return [
+        f"results/{tier}/{slug}{suffix}"
+        for tier in record.TIERS
+        for slug in cards.slugs()
+        for suffix in suffixes
+        if tier == "cpu" or record.file_of(slug, tier, suffix).is_file()
+    ]
 
 
 def of_decide() -> dict[str, Any]:
-    """The stage that turns records into verdicts: seconds, whatever changed in the engine or in the cards' tests."""
-    return {"desc": "records into verdicts", "cmd": "python -m layerbook decide",
-            "deps": sorted([digest("decide"), *_results(".json")]),
-            "outs": [{name: {"cache": False, "persist": True}} for name in _results(".verdicts.json")]}
+    """The stage that turns records into verdicts: seconds, whatever changed in the engine or in the
+    cards' tests.
+    """
+    return {
+        "desc": "records into verdicts",
+        "cmd": "python -m layerbook decide",
+        "deps": sorted([digest("decide"), *_results(".json")]),
+        "outs": [{name: {"cache": False, "persist": True}} for name in _results(".verdicts.json")],
+    }
 
 
 def of_report() -> dict[str, Any]:
-    """The stage that renders the book's pages: what it shows is taken word by word, and it takes seconds."""
+    """The stage that renders the book's pages: what it shows is taken word by word, and it takes
+    seconds.
+    """
     listed = ["book/discussion", "book/references.bib", "book/toc.yml"]
-    listed += [f"notebooks/{slug}{suffix}" for slug in cards.slugs() for suffix in (".yaml", ".ipynb")]
+    listed += [
+        f"notebooks/{slug}{suffix}" for slug in cards.slugs() for suffix in (".yaml", ".ipynb")
+    ]
     listed += [f"book/{f.name}" for f in sorted((paths.ROOT / "book").glob("family-*.md"))]
     listed += [f"results/models/{name}" for name in deps.trained()]
     listed += [COMPARISON] if compared() else []
@@ -110,14 +143,22 @@ def of_report() -> dict[str, Any]:
     return {
         "desc": "executed notebooks, records and verdicts into pages, tables and metrics",
         "cmd": "python -m layerbook.pages.build",
-        "deps": sorted([*_modules("layerbook.pages.build"), *listed, *_results(".ipynb", ".json", ".verdicts.json")]),
+        "deps": sorted(
+            [
+                *_modules("layerbook.pages.build"),
+                *listed,
+                *_results(".ipynb", ".json", ".verdicts.json"),
+            ]
+        ),
         "outs": [{name: {"cache": False}} for name in made],
         "metrics": [{"results/metrics.json": {"cache": False}}],
     }
 
 
 def of_comparison(slugs: list[str]) -> dict[str, Any]:
-    """The stages that set the quantization papers side by side: the records' scores alone, then what is measured with them."""
+    """The stages that set the quantization papers side by side: the records' scores alone, then
+    what is measured with them.
+    """
     records = [record.file_of(slug, "cpu").relative_to(paths.ROOT).as_posix() for slug in slugs]
     inputs = [scores.FILE, "build/prepared/smollm2", "build/prepared/web-bible"]
     kept = {"cache": False, "persist": True}
@@ -125,11 +166,15 @@ def of_comparison(slugs: list[str]) -> dict[str, Any]:
         "collect-layer-scores": {
             "desc": "the quantization papers' layer scores, out of their records",
             "cmd": f"python -m layerbook.families.scores {scores.FILE}",
-            "deps": sorted([*_modules("layerbook.families.scores"), *records]), "outs": [{scores.FILE: kept}]},
+            "deps": sorted([*_modules("layerbook.families.scores"), *records]),
+            "outs": [{scores.FILE: kept}],
+        },
         "compare-quantization": {
             "desc": "the quantization papers' layer scores and recipes on one model",
             "cmd": "python -m layerbook.families.comparison results/comparison",
-            "deps": sorted([digest("compare-quantization"), *inputs]), "outs": [{COMPARISON: dict(kept)}]},
+            "deps": sorted([digest("compare-quantization"), *inputs]),
+            "outs": [{COMPARISON: dict(kept)}],
+        },
     }
 
 
@@ -171,7 +216,11 @@ def sync(check: bool = False) -> str:
     for name, text in (("dvc.yaml", render()), ("params.yaml", params())):
         file = paths.ROOT / name
         old = file.read_text(encoding="utf-8") if file.is_file() else ""
-        difference += "".join(difflib.unified_diff(old.splitlines(True), text.splitlines(True), name, f"{name} as derived"))
+        difference += "".join(
+            difflib.unified_diff(
+                old.splitlines(True), text.splitlines(True), name, f"{name} as derived"
+            )
+        )
         if not check and old != text:
             record.replace(file, text.encode())
     return difference

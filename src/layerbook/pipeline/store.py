@@ -1,4 +1,6 @@
-"""`layerbook data`: every raw asset fetched and verified, every prepared one up to date, no network changed unasked."""
+"""`layerbook data`: every raw asset fetched and verified, every prepared one up to date, no network
+changed unasked.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from layerbook.pipeline import advice, deps, filefaults
 
 
 def stale(name: str) -> bool:
-    """True when build/prepared/<name> is missing, damaged, or was made from other raw files than data/ holds."""
+    """True when build/prepared/<name> is missing, damaged, or was made from other raw files than
+    data/ holds.
+    """
     card = paths.PREPARED / name / "card.json"
     try:
         made_from = filefaults.json_of(card)
@@ -32,30 +36,42 @@ def _as_recorded(entry: dict[str, Any]) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == entry["md5"]
+        return (
+            hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            == entry["md5"]
+        )
 
 
 def changed_networks() -> list[str]:
-    """Trained networks that differ from dvc.lock while all that they were made from is as recorded there.
+    """Trained networks that differ from dvc.lock while all that they were made from is as recorded
+    there.
 
-    `dvc repro` would train them anew, for hours, though nobody changed anything that asks for it. A network that is
-    missing counts when git can bring it back.
+    `dvc repro` would train them anew, for hours, though nobody changed anything that asks for it. A
+    network that is missing counts when git can bring it back.
     """
     lock = paths.ROOT / "dvc.lock"
-    recorded = deps.fast_yaml(lock.read_text(encoding="utf-8")).get("stages") or {} if lock.is_file() else {}
+    recorded = (
+        deps.fast_yaml(lock.read_text(encoding="utf-8")).get("stages") or {}
+        if lock.is_file()
+        else {}
+    )
     found = []
     for name in deps.trained():
         stage = recorded.get(f"train-{name}")
         if not isinstance(stage, dict) or all(_as_recorded(out) for out in stage.get("outs", [])):
             continue
         folder = f"results/models/{name}"
-        if all(_as_recorded(d) for d in stage.get("deps", [])) and ((paths.ROOT / folder).exists() or advice.restore(folder)):
+        if all(_as_recorded(d) for d in stage.get("deps", [])) and (
+            (paths.ROOT / folder).exists() or advice.restore(folder)
+        ):
             found.append(name)
     return found
 
 
 def ensure() -> int:
-    """Fetch what is missing, hold data/ against data.dvc, prepare what is stale; returns an exit code."""
+    """Fetch what is missing, hold data/ against data.dvc, prepare what is stale; returns an exit
+    code.
+    """
     if damaged := advice.survey(only=advice.PIPELINE):
         print("\n".join(damaged))
         return 1
@@ -67,7 +83,9 @@ def ensure() -> int:
     for line in differing:
         print(line)
     if differing:
-        print("data/ is not what data.dvc records. Remove what does not belong there; if the change is meant: dvc add data")
+        print(
+            "data/ is not what data.dvc records. Remove what does not belong there; if the change is meant: dvc add data"
+        )
         return 1
     for name in prepare.MAKERS:
         if stale(name):

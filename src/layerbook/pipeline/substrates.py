@@ -1,4 +1,6 @@
-"""What a paper may read: prepared assets and the small networks trained here, by the names that cards use."""
+"""What a paper may read: prepared assets and the small networks trained here, by the names that
+cards use.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def known() -> list[str]:
 
 
 def faults(card: Mapping[str, Any], file: Path) -> list[str]:
-    """Names under a valid card's `substrate` that nothing in this checkout makes, as messages with file and line."""
+    """Names under a valid card's `substrate` that nothing in this checkout makes, as messages with
+    file and line.
+    """
     names = known()
     out = []
     for k, name in enumerate(card["substrate"]):

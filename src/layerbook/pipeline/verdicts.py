@@ -1,7 +1,8 @@
 """Verdicts: what the engine decided from a record, in results/<tier>/<slug>.verdicts.json.
 
-Nothing else writes that file. It holds no measured value, so that a change of the engine or of a card's tests decides all
-records again within seconds and runs nothing. `joined` puts record and verdicts together for those who read both.
+Nothing else writes that file. It holds no measured value, so that a change of the engine or of a
+card's tests decides all records again within seconds and runs nothing. `joined` puts record and
+verdicts together for those who read both.
 """
 
 from __future__ import annotations
@@ -26,35 +27,57 @@ def _nan(values: Sequence[float | None]) -> list[float]:
     return [math.nan if v is None else v for v in values]
 
 
-def decide(card: Mapping[str, Any], measured: Mapping[str, Any], dry: bool = False) -> dict[str, Any]:
-    """The engine's verdicts on a record's arrays: rows of claims, gates and findings, without values and wording.
+def decide(
+    card: Mapping[str, Any], measured: Mapping[str, Any], dry: bool = False
+) -> dict[str, Any]:
+    """The engine's verdicts on a record's arrays: rows of claims, gates and findings, without
+    values and wording.
 
     Args:
         card: the paper's card.
         measured: its record.
         dry: a rehearsal decides nothing.
     """
-    arrays = {c: {name: _nan(values) for name, values in named.items()} for c, named in measured["measured"].items()}
+    arrays = {
+        c: {name: _nan(values) for name, values in named.items()}
+        for c, named in measured["measured"].items()
+    }
     gates = {g: _nan(values) for g, values in measured["gates"].items()}
     rows = engine.decide(card, arrays, gates, measured["tier"], dry)
     bare = lambda row, *without: {k: v for k, v in row.items() if k not in without}  # noqa: E731
-    found = [engine.finding(f["name"], f["statement"], _nan(f["values"])) for f in measured["findings"]]
-    return record.finite({
-        "claims": [bare(r, "values", "unit") | {"also": [bare(a, "values") for a in r["also"]]} for r in rows["claims"]],
-        "gates": [bare(g, "values", "statement") for g in rows["gates"]],
-        "findings": [bare(f, "values", "statement") for f in found],
-    })
+    found = [
+        engine.finding(f["name"], f["statement"], _nan(f["values"])) for f in measured["findings"]
+    ]
+    return record.finite(
+        {
+            "claims": [
+                bare(r, "values", "unit") | {"also": [bare(a, "values") for a in r["also"]]}
+                for r in rows["claims"]
+            ],
+            "gates": [bare(g, "values", "statement") for g in rows["gates"]],
+            "findings": [bare(f, "values", "statement") for f in found],
+        }
+    )
 
 
 def build(measured: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a verdicts file, from a record."""
     slug = measured["paper"]
-    head = {"schema": record.SCHEMA, "paper": slug, "tier": measured["tier"], "decided_by": digests.decided_by(slug)}
+    head = {
+        "schema": record.SCHEMA,
+        "paper": slug,
+        "tier": measured["tier"],
+        "decided_by": digests.decided_by(slug),
+    }
     return head | decide(deps.card(slug), measured)
 
 
-def joined(measured: Mapping[str, Any], decided: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
-    """Record and verdicts as one: each row of a claim, gate or finding with its values, unit, units and statement."""
+def joined(
+    measured: Mapping[str, Any], decided: Mapping[str, Any], card: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Record and verdicts as one: each row of a claim, gate or finding with its values, unit, units
+    and statement.
+    """
     by_id = {c["id"]: c for c in card["claims"]}
     rows = []
     for row in decided["claims"]:
@@ -64,26 +87,45 @@ def joined(measured: Mapping[str, Any], decided: Mapping[str, Any], card: Mappin
         values = [arrays.get(test.get("of", ""), []) for test in tests] or [[]]
         also = [dict(a, values=v) for a, v in zip(row["also"], values[1:], strict=False)]
         named = {"units": measured["units"][row["id"]]} if measured["units"].get(row["id"]) else {}
-        rows.append(row | {"values": values[0], "unit": claim.get("unit", ""), "also": also} | named)
+        rows.append(
+            row | {"values": values[0], "unit": claim.get("unit", ""), "also": also} | named
+        )
     statements = {g["id"]: g["statement"] for g in card.get("gates", [])}
-    gates = [g | {"values": measured["gates"].get(g["id"], []), "statement": statements.get(g["id"], "")}
-             for g in decided["gates"]]
-    findings = [raw | row for raw, row in zip(measured["findings"], decided["findings"], strict=False)]
-    return {**measured, "decided_by": decided.get("decided_by", {}), "claims": rows, "gates": gates, "findings": findings}
+    gates = [
+        g | {"values": measured["gates"].get(g["id"], []), "statement": statements.get(g["id"], "")}
+        for g in decided["gates"]
+    ]
+    findings = [
+        raw | row for raw, row in zip(measured["findings"], decided["findings"], strict=False)
+    ]
+    return {
+        **measured,
+        "decided_by": decided.get("decided_by", {}),
+        "claims": rows,
+        "gates": gates,
+        "findings": findings,
+    }
 
 
 def read(slug: str, tier: str) -> dict[str, Any]:
-    """The stored verdicts alone. Raises ValueError when they are not usable, FileNotFoundError when there are none."""
-    return record.load(file_of(slug, tier), "verdicts", slug, tier, f"decide again: layerbook decide {slug}")
+    """The stored verdicts alone. Raises ValueError when they are not usable, FileNotFoundError when
+    there are none.
+    """
+    return record.load(
+        file_of(slug, tier), "verdicts", slug, tier, f"decide again: layerbook decide {slug}"
+    )
 
 
 def evidence(slug: str, tier: str) -> dict[str, Any]:
-    """Record and verdicts of a paper, joined. Raises ValueError, FileNotFoundError or cards.CardError."""
+    """Record and verdicts of a paper, joined. Raises ValueError, FileNotFoundError or
+    cards.CardError.
+    """
     return joined(record.read(slug, tier), read(slug, tier), deps.card(slug))
 
 
 def write(slug: str, tier: str) -> list[str]:
-    """Decide a stored record again and keep the verdicts; returns what changed, one line for each claim.
+    """Decide a stored record again and keep the verdicts; returns what changed, one line for each
+    claim.
 
     Raises:
         ValueError: the record is not usable, or the card has faults.
@@ -97,17 +139,26 @@ def write(slug: str, tier: str) -> list[str]:
     file = file_of(slug, tier)
     if not file.is_file() or file.read_bytes() != text:
         record.replace(file, text)
-    return [f"{slug} {r['id']}: {old[r['id']]} -> {r['verdict']}" for r in new["claims"]
-            if r["id"] in old and old[r["id"]] != r["verdict"]]
+    return [
+        f"{slug} {r['id']}: {old[r['id']]} -> {r['verdict']}"
+        for r in new["claims"]
+        if r["id"] in old and old[r["id"]] != r["verdict"]
+    ]
 
 
 def stored(slugs: Iterable[str] = ()) -> list[tuple[str, str]]:
     """Paper and tier of every record that there is, of the papers named or of all."""
-    return [(slug, tier) for slug in slugs or cards.slugs() for tier in record.TIERS if record.file_of(slug, tier).is_file()]
+    return [
+        (slug, tier)
+        for slug in slugs or cards.slugs()
+        for tier in record.TIERS
+        if record.file_of(slug, tier).is_file()
+    ]
 
 
 def problems(slug: str, tier: str) -> list[str]:
-    """Why the stored verdicts are not those of the record, the card and the engine; an empty list when they are.
+    """Why the stored verdicts are not those of the record, the card and the engine; an empty list
+    when they are.
 
     Raises:
         ValueError, FileNotFoundError: record or verdicts cannot be read.
@@ -116,7 +167,9 @@ def problems(slug: str, tier: str) -> list[str]:
     measured, card = record.read(slug, tier), deps.card(slug)
     registered = cards.registered_arrays(card)
     unknown = [c for c in measured["measured"] if c not in registered]
-    unknown += [g for g in measured["gates"] if g not in {gate["id"] for gate in card.get("gates", [])}]
+    unknown += [
+        g for g in measured["gates"] if g not in {gate["id"] for gate in card.get("gates", [])}
+    ]
     out = [f"{c} is in the record but not in the card" for c in unknown]
     old, new = read(slug, tier), build(measured)
     then, now = old["decided_by"], new["decided_by"]
@@ -128,7 +181,9 @@ def problems(slug: str, tier: str) -> list[str]:
     return out
 
 
-def _underived(kind: str, stored_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _underived(
+    kind: str, stored_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> list[str]:
     """Where stored rows are not what follows from the stored values."""
     name = "name" if kind == "findings" else "id"
     here, there = [r.get(name) for r in stored_rows], [r.get(name) for r in rows]
@@ -136,13 +191,21 @@ def _underived(kind: str, stored_rows: Sequence[Mapping[str, Any]], rows: Sequen
         lost, more = [n for n in there if n not in here], [n for n in here if n not in there]
         if lost:
             return [f"{', '.join(lost)}: in the card or the record but not in the verdicts"]
-        return [f"{', '.join(map(str, more)) or kind}: in the verdicts but not in the card or the record"]
+        return [
+            f"{', '.join(map(str, more)) or kind}: in the verdicts but not in the card or the record"
+        ]
     out = []
     for old, new in zip(stored_rows, rows, strict=True):
-        wrong = [key for key in sorted({*old, *new}) if key not in old or key not in new or not same(old[key], new[key])]
+        wrong = [
+            key
+            for key in sorted({*old, *new})
+            if key not in old or key not in new or not same(old[key], new[key])
+        ]
         if wrong:
             says = f" ({old['verdict']}, not {new['verdict']})" if "verdict" in wrong else ""
-            out.append(f"{new[name]}: its stored {', '.join(wrong)} does not follow from its stored values{says}")
+            out.append(
+                f"{new[name]}: its stored {', '.join(wrong)} does not follow from its stored values{says}"
+            )
     return out
 
 
@@ -157,25 +220,43 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
-def differences(stored_evidence: Mapping[str, Any], now: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:
-    """Which measured arrays and verdicts of a second run are not those of the first, value by value.
+def differences(
+    stored_evidence: Mapping[str, Any], now: Mapping[str, Any], card: Mapping[str, Any]
+) -> list[str]:
+    """Which measured arrays and verdicts of a second run are not those of the first, value by
+    value.
 
     Claims and findings that the card marks `varies` (by time or by threads) are left out.
     """
     varies = {c["id"] for c in card["claims"] if c.get("varies")}
-    varies |= {f.get("id", f.get("name")) for f in card.get("findings", []) if isinstance(f, dict) and f.get("varies")}
+    varies |= {
+        f.get("id", f.get("name"))
+        for f in card.get("findings", [])
+        if isinstance(f, dict) and f.get("varies")
+    }
 
     def arrays(found: Mapping[str, Any]) -> dict[tuple[str, str], list[Any]]:
         out = {(c, name): v for c, named in found["measured"].items() for name, v in named.items()}
         out |= {(g["id"], "gate"): g["values"] for g in found["gates"]}
-        return out | {(row["name"], kind): row["values"] for kind in ("findings", "profiles") for row in found[kind]}
+        return out | {
+            (row["name"], kind): row["values"]
+            for kind in ("findings", "profiles")
+            for row in found[kind]
+        }
 
     before, after, out = arrays(stored_evidence), arrays(now), []
     for what in sorted({*before, *after}):
         a, b = before.get(what), after.get(what)
         if a != b and what[0] not in varies:
-            count = sum(x != y for x, y in zip(a or [], b or [], strict=False)) + abs(len(a or []) - len(b or []))
-            out.append(f"{now['paper']} {what[0]}: {count} of {len(a or [])} values of {what[1] or 'its array'} differ")
+            count = sum(x != y for x, y in zip(a or [], b or [], strict=False)) + abs(
+                len(a or []) - len(b or [])
+            )
+            out.append(
+                f"{now['paper']} {what[0]}: {count} of {len(a or [])} values of {what[1] or 'its array'} differ"
+            )
     old = {r["id"]: r["verdict"] for r in stored_evidence["claims"]}
-    return out + [f"{now['paper']} {r['id']}: stored {old.get(r['id'])}, now {r['verdict']}" for r in now["claims"]
-                  if old.get(r["id"]) != r["verdict"] and r["id"] not in varies]
+    return out + [
+        f"{now['paper']} {r['id']}: stored {old.get(r['id'])}, now {r['verdict']}"
+        for r in now["claims"]
+        if old.get(r["id"]) != r["verdict"] and r["id"] not in varies
+    ]

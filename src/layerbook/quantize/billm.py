@@ -20,29 +20,36 @@ def width(n: int) -> int:
 
 
 def salient(w: Tensor, inverse: Tensor) -> Tensor:
-    """Which columns of w [out, in] get a second sign, booleans [in] (BiLLM, eq. 3). inverse: [in], the diagonal of 1 / H."""
+    """Which columns of w [out, in] get a second sign, booleans [in] (BiLLM, eq. 3). inverse: [in],
+    the diagonal of 1 / H.
+    """
     score = w.square().sum(0) / inverse.square()
     many = max(1, round(SALIENT * len(score)))
     return torch.zeros_like(score, dtype=torch.bool).index_fill(0, score.topk(many).indices, True)
 
 
 def split(w: Tensor, strong: Tensor) -> Tensor:
-    """Scales [out, in] of the columns that are not `strong`: large and small weights of a row have one each.
+    """Scales [out, in] of the columns that are not `strong`: large and small weights of a row have
+    one each.
 
-    What is large begins at the same break-point in all rows, the one of nine that leaves the least squared error.
+    What is large begins at the same break-point in all rows, the one of nine that leaves the least
+    squared error.
     """
     points = torch.linspace(0.1, 0.9, POINTS, device=w.device) * w[:, ~strong].abs().max()
     large, wide = (w.abs() > points[:, None, None]) & ~strong, w.expand(POINTS, *w.shape)
-    (a, [most]), (b, [others]) = (q.binary(wide, axis=(0, 1), where=where) for where in (large, ~large & ~strong))
+    (a, [most]), (b, [others]) = (
+        q.binary(wide, axis=(0, 1), where=where) for where in (large, ~large & ~strong)
+    )
     best = (wide - a - b)[..., ~strong].square().sum((1, 2)).argmin()
     return torch.where(large[best], most.scale[best], others.scale[best])
 
 
 def rounding(h: Tensor, damp: float = 0.01) -> Callable[[Tensor, int], gptq.Rounder]:
-    """Rounding to signs, for `gptq.solve(w, h, group=width(in), rounding=...)`; h [in, in]: second moment of the inputs.
+    """Rounding to signs, for `gptq.solve(w, h, group=width(in), rounding=...)`; h [in, in]: second
+    moment of the inputs.
 
-    Scales and groups are fixed when a block of columns is reached, signs are taken after the errors of earlier columns have
-    been pushed on.
+    Scales and groups are fixed when a block of columns is reached, signs are taken after the errors
+    of earlier columns have been pushed on.
     """
     n = len(h)
     damped = h.double() + damp * h.diagonal().double().mean() * torch.eye(n, device=h.device)
@@ -66,11 +73,15 @@ def rounding(h: Tensor, damp: float = 0.01) -> Callable[[Tensor, int], gptq.Roun
 
 
 def stored(shape: Sequence[int]) -> bits.Stored:
-    """What a weight [out, in] really takes: signs, four scales a row and block of columns, and the maps of both kinds of group.
+    """What a weight [out, in] really takes: signs, four scales a row and block of columns, and the
+    maps of both kinds of group.
 
-    The nominal 1.08 bits count the signs alone; a decoder must also know which of the two sizes each weight has.
+    The nominal 1.08 bits count the signs alone; a decoder must also know which of the two sizes
+    each weight has.
     """
     out, n, g = *shape, width(shape[1])
     strong = max(1, round(SALIENT * g))
-    part = bits.Stored(out * (g + strong), 4 * out * 16, masks=g + out * (g - strong), number=out * g)
+    part = bits.Stored(
+        out * (g + strong), 4 * out * 16, masks=g + out * (g - strong), number=out * g
+    )
     return sum([part] * (n // g), bits.Stored())

@@ -1,6 +1,8 @@
-"""What quantized weights really take: every code, scale, offset, codebook entry and mask, counted and packed.
+"""What quantized weights really take: every code, scale, offset, codebook entry and mask, counted
+and packed.
 
-Scales, offsets and centroids count 16 bits unless said otherwise, a code the bits that its grid needs.
+Scales, offsets and centroids count 16 bits unless said otherwise, a code the bits that its grid
+needs.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from layerbook.quantize.grids import Binary, Codebook, Grid, decode
 
 @dataclass(frozen=True)
 class Stored:
-    """Bits on disk by what they are for; `number` of weights. Sums of these add up (start: Stored())."""
+    """Bits on disk by what they are for; `number` of weights. Sums of these add up (start:
+    Stored()).
+    """
 
     weights: int = 0  # codes and signs
     scales: int = 0
@@ -50,13 +54,18 @@ def _zero_bits(grid: Grid) -> int:
     return int(grid.zero.abs().max()).bit_length() + 1
 
 
-def count(parts: Grid | Codebook | Binary | Sequence[Binary], shape: Sequence[int] | None = None, real: int = 16) -> Stored:
+def count(
+    parts: Grid | Codebook | Binary | Sequence[Binary],
+    shape: Sequence[int] | None = None,
+    real: int = 16,
+) -> Stored:
     """Bits that a weight of `shape` takes when kept as `parts`.
 
     Args:
-        parts: a grid (which needs the shape), a codebook, or the passes of one or several calls of `binary` on one weight.
-            Signs count only where a pass is made; a mask and its complement are one mask, of the shape in which it was
-            given, so that salient columns cost one bit a column.
+        parts: a grid (which needs the shape), a codebook, or the passes of one or several calls of
+            `binary` on one weight. Signs count only where a pass is made; a mask and its complement
+            are one mask, of the shape in which it was given, so that salient columns cost one bit a
+            column.
         real: bits of a scale, offset or centroid.
 
     Raises:
@@ -67,10 +76,17 @@ def count(parts: Grid | Codebook | Binary | Sequence[Binary], shape: Sequence[in
             raise ValueError("a grid does not know the weight's shape: give it")
         n, scales = int(np.prod(shape)), parts.scale.numel()
         zeros = 0 if parts.zero is None else scales * _zero_bits(parts)
-        return Stored(n * parts.bits, scales * real, zeros + (0 if parts.offset is None else scales * real), number=n)
+        return Stored(
+            n * parts.bits,
+            scales * real,
+            zeros + (0 if parts.offset is None else scales * real),
+            number=n,
+        )
     if isinstance(parts, Codebook):
         n, k = parts.codes.numel(), parts.centroids.shape[1]
-        return Stored(codebooks=parts.centroids.numel() * real, indices=n * (k - 1).bit_length(), number=n)
+        return Stored(
+            codebooks=parts.centroids.numel() * real, indices=n * (k - 1).bit_length(), number=n
+        )
     passes = [parts] if isinstance(parts, Binary) else list(parts)
     if not passes or len({p.signs.shape for p in passes}) > 1:
         raise ValueError("passes must be given, and be on one weight")
@@ -80,11 +96,17 @@ def count(parts: Grid | Codebook | Binary | Sequence[Binary], shape: Sequence[in
         if where is not None:
             kept = pack(torch.where(where.flatten()[0], where, ~where).flatten(), 1).tobytes()
             masks[tuple(where.shape), kept] = where.numel()
-    return Stored(signs, sum(p.scale.numel() for p in passes) * real, masks=sum(masks.values()), number=full.numel())
+    return Stored(
+        signs,
+        sum(p.scale.numel() for p in passes) * real,
+        masks=sum(masks.values()),
+        number=full.numel(),
+    )
 
 
 def pack(codes: Tensor, bits: int) -> np.ndarray:
-    """Codes 0..2^bits - 1 as a dense stream: uint8 bytes, the least significant bit of each code first.
+    """Codes 0..2^bits - 1 as a dense stream: uint8 bytes, the least significant bit of each code
+    first.
 
     Raises ValueError for a code that does not fit.
     """
@@ -103,33 +125,46 @@ def unpack(packed: np.ndarray, bits: int, shape: Sequence[int]) -> Tensor:
 
 
 def arrays(codes: Tensor, grid: Grid) -> dict[str, np.ndarray]:
-    """Codes and grid as they would be written, by the fields of `Stored`: streams of codes, float16 scales and offsets.
+    """Codes and grid as they would be written, by the fields of `Stored`: streams of codes, float16
+    scales and offsets.
 
-    Their bytes are what `count` says, up to the last byte of a stream; `restore` proves that nothing is missing. ValueError
-    for scales or offsets that float16 does not hold exactly (fit with stored=torch.float16).
+    Their bytes are what `count` says, up to the last byte of a stream; `restore` proves that
+    nothing is missing. ValueError for scales or offsets that float16 does not hold exactly (fit
+    with stored=torch.float16).
     """
+
     def real(t: Tensor) -> np.ndarray:
         if not torch.equal(t.half().to(t.dtype), t):
-            raise ValueError("scales or offsets are not float16 numbers: fit the grid with stored=torch.float16")
+            raise ValueError(
+                "scales or offsets are not float16 numbers: fit the grid with stored=torch.float16"
+            )
         return t.half().cpu().numpy()
 
     kept = {"weights": pack(codes - grid.low, grid.bits), "scales": real(grid.scale)}
     if grid.offset is not None:
         kept["zeros"] = real(grid.offset)
     elif grid.zero is not None:
-        width, low = _zero_bits(grid), grid.low if _zero_bits(grid) == grid.bits else -(1 << _zero_bits(grid) - 1)
+        width, low = (
+            _zero_bits(grid),
+            grid.low if _zero_bits(grid) == grid.bits else -(1 << _zero_bits(grid) - 1),
+        )
         kept["zeros"] = pack(grid.zero.long() - low, width)
     return kept
 
 
 def restore(kept: dict[str, np.ndarray], shape: Sequence[int], grid: Grid) -> Tensor:
-    """The weights [shape], from `arrays` and of `grid` only what a format fixes: low, high, group, and which parts it has."""
+    """The weights [shape], from `arrays` and of `grid` only what a format fixes: low, high, group,
+    and which parts it has.
+    """
     scale = torch.from_numpy(kept["scales"]).to(grid.scale.dtype)
     zero = offset = None
     if grid.offset is not None:
         offset = torch.from_numpy(kept["zeros"]).to(scale.dtype)
     elif grid.zero is not None:
-        width, low = _zero_bits(grid), grid.low if _zero_bits(grid) == grid.bits else -(1 << _zero_bits(grid) - 1)
+        width, low = (
+            _zero_bits(grid),
+            grid.low if _zero_bits(grid) == grid.bits else -(1 << _zero_bits(grid) - 1),
+        )
         zero = (unpack(kept["zeros"], width, scale.shape) + low).to(scale.dtype)
     codes = unpack(kept["weights"], grid.bits, shape) + grid.low
     return decode(codes, Grid(scale, zero, grid.low, grid.high, offset, grid.group))

@@ -1,4 +1,6 @@
-"""Formats other than uniform grids: signs, codebooks, 8-bit floating point. Import them from `layerbook.quantize.grids`."""
+"""Formats other than uniform grids: signs, codebooks, 8-bit floating point. Import them from
+`layerbook.quantize.grids`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from layerbook.quantize.ranges import Axis, finite, grouped, reduced, working
 class Binary:
     """One pass of signs: scale * (+1 or -1) where `where` is True (None: everywhere).
 
-    signs: booleans of the shape of the weights, True for +1. scale: as `ranges.limits` shapes it. where: as it was given.
+    signs: booleans of the shape of the weights, True for +1. scale: as `ranges.limits` shapes it.
+        where: as it was given.
     """
 
     signs: Tensor
@@ -23,18 +26,29 @@ class Binary:
     group: int | None = None
 
 
-def binary(w: Tensor, *, axis: Axis = None, group: int | None = None, residuals: int = 0,
-           where: Tensor | None = None) -> tuple[Tensor, tuple[Binary, ...]]:
-    """Signs times their mean size, mean|w| sign(w), the least-squares choice (Rastegari et al. 2016, eq. 6).
+def binary(
+    w: Tensor,
+    *,
+    axis: Axis = None,
+    group: int | None = None,
+    residuals: int = 0,
+    where: Tensor | None = None,
+) -> tuple[Tensor, tuple[Binary, ...]]:
+    """Signs times their mean size, mean|w| sign(w), the least-squares choice (Rastegari et al.
+    2016, eq. 6).
 
     Args:
         axis, group: granularity of the scale, see `layerbook.quantize.ranges`.
-        residuals: further passes, each on what the passes before it left (Huang et al. 2024, BiLLM, eq. 8).
-        where: booleans that broadcast against w: only these entries take part, in the scale as well; others become 0. Salient
-            columns with a residual: binary(w, residuals=1, where=salient)[0] + binary(w, where=~salient)[0].
+        residuals: further passes, each on what the passes before it left (Huang et al. 2024, BiLLM,
+            eq. 8).
+        where: booleans that broadcast against w: only these entries take part, in the scale as
+            well; others become 0. Salient
+            columns with a residual: binary(w, residuals=1, where=salient)[0] + binary(w,
+                where=~salient)[0].
 
     Returns:
-        the approximation, of shape and format of w, and the passes. The sign of 0 is +1; a unit without entries has scale 0.
+        the approximation, of shape and format of w, and the passes. The sign of 0 is +1; a unit
+        without entries has scale 0.
 
     Raises:
         ValueError: NaN, infinity, or an impossible axis or group.
@@ -42,7 +56,11 @@ def binary(w: Tensor, *, axis: Axis = None, group: int | None = None, residuals:
     if axis is not None and group is not None:
         raise ValueError("give axis or group: a group is already one range for each row and group")
     left = finite(w, "w").detach().to(working(w))
-    keep = torch.ones_like(left) if where is None else where.to(left.device).expand(w.shape).to(left.dtype)
+    keep = (
+        torch.ones_like(left)
+        if where is None
+        else where.to(left.device).expand(w.shape).to(left.dtype)
+    )
     if group is not None:
         left, keep = grouped(left, group), grouped(keep, group)
     over = (left.dim() - 1,) if group is not None else reduced(left, axis)
@@ -62,7 +80,9 @@ def binary(w: Tensor, *, axis: Axis = None, group: int | None = None, residuals:
 
 @dataclass(frozen=True)
 class Codebook:
-    """codes int32, of the shape of the weights; centroids [units, k], ascending, float32 or float64."""
+    """codes int32, of the shape of the weights; centroids [units, k], ascending, float32 or
+    float64.
+    """
 
     codes: Tensor
     centroids: Tensor
@@ -84,40 +104,66 @@ def _rows(w: Tensor, axis: int | None, group: int | None) -> Tensor:
 
 def _like(rows: Tensor, w: Tensor, axis: int | None) -> Tensor:
     """The inverse of `_rows`."""
-    return rows.reshape(w.shape) if axis is None else rows.reshape(w.movedim(axis, 0).shape).movedim(0, axis)
+    return (
+        rows.reshape(w.shape)
+        if axis is None
+        else rows.reshape(w.movedim(axis, 0).shape).movedim(0, axis)
+    )
 
 
-def codebook(w: Tensor, k: int, seed: int, *, axis: int | None = None, group: int | None = None, starts: int = 3,
-             iterations: int = 100) -> Codebook:
-    """The `k` values of each unit of `w` that have the least squared error: K-means in one dimension.
+def codebook(
+    w: Tensor,
+    k: int,
+    seed: int,
+    *,
+    axis: int | None = None,
+    group: int | None = None,
+    starts: int = 3,
+    iterations: int = 100,
+) -> Codebook:
+    """The `k` values of each unit of `w` that have the least squared error: K-means in one
+    dimension.
 
-    Lloyd's iterations on sorted weights, where a cluster is a stretch and its mean a difference of running sums (Lloyd 1982;
-    weight sharing: Han et al. 2016, sec. 3). Started from evenly spaced values, from quantiles, and `starts` times by
+    Lloyd's iterations on sorted weights, where a cluster is a stretch and its mean a difference of
+    running sums (Lloyd 1982;
+    weight sharing: Han et al. 2016, sec. 3). Started from evenly spaced values, from quantiles, and
+        `starts` times by
     k-means++ (Arthur and Vassilvitskii 2007); the best of all is kept, for each unit by itself.
 
     Raises:
         ValueError: NaN, infinity, no entries, k below 1, both axis and group, or either impossible.
     """
     if k < 1 or w.numel() == 0 or (axis is not None and group is not None):
-        raise ValueError(f"a codebook takes k >= 1 values (given {k}), a tensor that is not empty, and axis or group, not both")
+        raise ValueError(
+            f"a codebook takes k >= 1 values (given {k}), a tensor that is not empty, and axis or group, not both"
+        )
     if axis is not None:
         reduced(w, axis)
     rows = _rows(finite(w, "w").detach().to(working(w)), axis, group)
     x = rows.double().contiguous().sort().values
-    spot = torch.linspace(0, 1, 2 * k + 1, dtype=torch.float64, device=x.device)[1::2]  # middles of k equal parts
-    first = [x[:, :1] + (x[:, -1:] - x[:, :1]) * spot, x[:, (spot * x.shape[1]).long().clamp(max=x.shape[1] - 1)]]
+    spot = torch.linspace(0, 1, 2 * k + 1, dtype=torch.float64, device=x.device)[
+        1::2
+    ]  # middles of k equal parts
+    first = [
+        x[:, :1] + (x[:, -1:] - x[:, :1]) * spot,
+        x[:, (spot * x.shape[1]).long().clamp(max=x.shape[1] - 1)],
+    ]
     draw = torch.Generator().manual_seed(seed)
     first += [_spread(x, k, draw) for _ in range(starts)]
     sums = torch.nn.functional.pad(x.cumsum(1), (1, 0))
     found = [_lloyd(x, sums, c, iterations) for c in first]
     best = torch.stack([gain for _, gain in found]).argmax(0)
     centroids = torch.stack([c for c, _ in found])[best, torch.arange(len(x), device=x.device)]
-    codes = torch.searchsorted((centroids[:, 1:] + centroids[:, :-1]) / 2, rows.double().contiguous(), out_int32=True)
+    codes = torch.searchsorted(
+        (centroids[:, 1:] + centroids[:, :-1]) / 2, rows.double().contiguous(), out_int32=True
+    )
     return Codebook(_like(codes, w, axis), centroids.to(rows.dtype), axis, group)
 
 
 def _spread(x: Tensor, k: int, draw: torch.Generator) -> Tensor:
-    """k-means++: each further centre of [units, k] drawn with odds by squared distance to those before it."""
+    """k-means++: each further centre of [units, k] drawn with odds by squared distance to those
+    before it.
+    """
     distance, centres = torch.ones_like(x), []
     for _ in range(k):
         mass = distance.cumsum(1)
@@ -130,7 +176,9 @@ def _spread(x: Tensor, k: int, draw: torch.Generator) -> Tensor:
 
 
 def _lloyd(x: Tensor, sums: Tensor, centres: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Centres [units, k] that no longer move, and their between-cluster sum of squares [units]; an empty one stays put."""
+    """Centres [units, k] that no longer move, and their between-cluster sum of squares [units]; an
+    empty one stays put.
+    """
     n = torch.full_like(centres[:, :1], x.shape[1], dtype=torch.long)
     for _ in range(iterations):
         cut = torch.searchsorted(x, (centres[:, 1:] + centres[:, :-1]) / 2, right=True)
@@ -149,15 +197,18 @@ def fp8(x: Tensor, scale: str | None = "tensor", kind: str = "e4m3") -> Tensor:
     """`x` rounded to 8-bit floating point, in its own shape and format (Micikevicius et al. 2022).
 
     Args:
-        scale: "tensor" brings the greatest |x| to the format's greatest number (448 or 57344), "token" that of each row of
-            the last axis; None casts as it is. What lies beyond the greatest number saturates.
+        scale: "tensor" brings the greatest |x| to the format's greatest number (448 or 57344),
+            "token" that of each row of the last axis; None casts as it is. What lies beyond the
+            greatest number saturates.
         kind: "e4m3" (3 bits of mantissa) or "e5m2" (2 bits, wider range).
 
     Raises:
         ValueError: NaN or infinity, or an unknown scale or kind.
     """
     if kind not in FP8 or scale not in ("tensor", "token", None):
-        raise ValueError(f"fp8 with scale {scale!r} and kind {kind!r}: there are 'tensor', 'token', None and {sorted(FP8)}")
+        raise ValueError(
+            f"fp8 with scale {scale!r} and kind {kind!r}: there are 'tensor', 'token', None and {sorted(FP8)}"
+        )
     top, t = torch.finfo(FP8[kind]).max, finite(x, "x").detach().to(working(x))
     if x.numel() == 0:
         return x.detach().clone()

@@ -1,4 +1,6 @@
-"""GPTQ: rounding that keeps a linear map's outputs close (Frantar et al. 2022, arXiv 2210.17323, algorithm 1)."""
+"""GPTQ: rounding that keeps a linear map's outputs close (Frantar et al. 2022, arXiv 2210.17323,
+algorithm 1).
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ Rounder = Callable[[Tensor, int], Tensor]
 
 
 def moments(call: Callable[[], Any], readers: Mapping[Key, nn.Module]) -> dict[Key, Tensor]:
-    """X X^T [in, in], float32, of the inputs [..., in] that each module of `readers` gets while `call` runs, by its key.
+    """X X^T [in, in], float32, of the inputs [..., in] that each module of `readers` gets while
+    `call` runs, by its key.
 
-    Calls of one module add up. Maps that read the same input need only one of them watched. Raises ValueError for a module
-    that was not called.
+    Calls of one module add up. Maps that read the same input need only one of them watched. Raises
+    ValueError for a module that was not called.
     """
     sums: dict[Key, Tensor] = {}
 
@@ -26,6 +29,7 @@ def moments(call: Callable[[], Any], readers: Mapping[Key, nn.Module]) -> dict[K
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].detach().flatten(0, -2).float()
             sums[key] = x.T @ x if key not in sums else sums[key].addmm_(x.T, x)
+
         return hook
 
     hooks = [module.register_forward_pre_hook(watch(key)) for key, module in readers.items()]
@@ -40,7 +44,9 @@ def moments(call: Callable[[], Any], readers: Mapping[Key, nn.Module]) -> dict[K
 
 
 def offset_grid(bits: int, **kind: Any) -> Callable[[Tensor, int], Rounder]:
-    """The usual rounding of `solve`: for each group a grid of `from_range` with float16 offsets, or of another `kind`."""
+    """The usual rounding of `solve`: for each group a grid of `from_range` with float16 offsets, or
+    of another `kind`.
+    """
     kind = kind or {"offset": True, "stored": torch.float16}
 
     def start(free: Tensor, _column: int) -> Rounder:
@@ -51,52 +57,71 @@ def offset_grid(bits: int, **kind: Any) -> Callable[[Tensor, int], Rounder]:
 
 
 def _round(column: Tensor, grid: Grid) -> Tensor:
-    t = (column / grid.scale if grid.offset is None else (column - grid.offset) / grid.scale).round_()
+    t = (
+        column / grid.scale if grid.offset is None else (column - grid.offset) / grid.scale
+    ).round_()
     if grid.zero is not None:
         return t.add_(grid.zero).clamp_(grid.low, grid.high).sub_(grid.zero).mul_(grid.scale)
     t.clamp_(grid.low, grid.high).mul_(grid.scale)
     return t if grid.offset is None else t.add_(grid.offset)
 
 
-def solve(w: Tensor, h: Tensor, bits: int | None = None, group: int | None = None, damp: float = 0.01, *,
-          rounding: Callable[[Tensor, int], Rounder] | None = None) -> Tensor:
-    """Weights near `w` in the outputs that they give, not in value: columns are rounded from left to right, and the error
-    of each is pushed on to the columns that are still free.
+def solve(
+    w: Tensor,
+    h: Tensor,
+    bits: int | None = None,
+    group: int | None = None,
+    damp: float = 0.01,
+    *,
+    rounding: Callable[[Tensor, int], Rounder] | None = None,
+) -> Tensor:
+    """Weights near `w` in the outputs that they give, not in value: columns are rounded from left
+    to right, and the error of each is pushed on to the columns that are still free.
 
     Args:
         w: [out, in].
         h: [in, in], the second moment X X^T of its inputs; any factor is without effect.
-        bits: of the offset grid that each row and group gets when the group's first column is reached.
+        bits: of the offset grid that each row and group gets when the group's first column is
+            reached.
         group: columns that share a grid, which must divide `in`; None: all of them.
         damp: share of the mean of h's diagonal that is added to it.
-        rounding: another quantizer in place of bits. Called as rounding(free [group, out], first column) at each group, it
-            returns a function of a column [out] and its index, which gives the rounded column [out].
+        rounding: another quantizer in place of bits. Called as rounding(free [group, out], first
+            column) at each group, it returns a function of a column [out] and its index, which
+            gives the rounded column [out].
 
     Returns:
-        the dequantized weights [out, in], in the format of w; worked out in float32. Columns whose input is always zero are
-        0 before they are rounded.
+        the dequantized weights [out, in], in the format of w; worked out in float32. Columns whose
+        input is always zero are 0 before they are rounded.
 
     Raises:
-        ValueError: NaN or infinity, shapes that do not fit, both or neither of bits and rounding, or an h that is not
-            positive definite once damped.
+        ValueError: NaN or infinity, shapes that do not fit, both or neither of bits and rounding,
+            or an h that is not positive definite once damped.
     """
     n = w.shape[-1]
     group = group or n
     if w.dim() != 2 or h.shape != (n, n) or n % group:
-        raise ValueError(f"{n} inputs cannot be cut into groups of {group}: choose another group" if w.dim() == 2 and n % group
-                         else f"w {list(w.shape)} must be [out, in] and h {list(h.shape)} [in, in]")
+        raise ValueError(
+            f"{n} inputs cannot be cut into groups of {group}: choose another group"
+            if w.dim() == 2 and n % group
+            else f"w {list(w.shape)} must be [out, in] and h {list(h.shape)} [in, in]"
+        )
     if (bits is None) == (rounding is None):
         raise ValueError("give bits or rounding, and not both")
     finite(w, "w"), finite(h, "h")
     rounding = rounding or offset_grid(bits)
-    h, free = h.float().clone(), w.detach().T.float().contiguous().clone()  # a row of `free` is a column of w: contiguous
+    h, free = (
+        h.float().clone(),
+        w.detach().T.float().contiguous().clone(),
+    )  # a row of `free` is a column of w: contiguous
     dead = h.diagonal() == 0  # inputs that are always zero: their weights do not matter
     h.diagonal()[dead], free[dead] = 1.0, 0.0
     h.diagonal().add_(damp * h.diagonal().mean())
     try:
         u = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
     except torch.linalg.LinAlgError:
-        raise ValueError(f"h is not positive definite with damp {damp}: raise it, or gather more inputs") from None
+        raise ValueError(
+            f"h is not positive definite with damp {damp}: raise it, or gather more inputs"
+        ) from None
     for start in range(0, n, group):
         end = start + group
         rounded_by = rounding(free[start:end], start)
@@ -110,9 +135,15 @@ def solve(w: Tensor, h: Tensor, bits: int | None = None, group: int | None = Non
     return free.T.contiguous().to(w.dtype)
 
 
-def solve_together(weights: Mapping[Key, Tensor], h: Tensor, *args: Any, **options: Any) -> dict[Key, Tensor]:
-    """`solve` for several maps [out_i, in] of one input, name -> weights; rows do not interact, so it is one solution."""
-    solved = solve(torch.cat(list(weights.values())), h, *args, **options).split([len(w) for w in weights.values()])
+def solve_together(
+    weights: Mapping[Key, Tensor], h: Tensor, *args: Any, **options: Any
+) -> dict[Key, Tensor]:
+    """`solve` for several maps [out_i, in] of one input, name -> weights; rows do not interact, so
+    it is one solution.
+    """
+    solved = solve(torch.cat(list(weights.values())), h, *args, **options).split(
+        [len(w) for w in weights.values()]
+    )
     return dict(zip(weights, solved, strict=True))
 
 

@@ -1,4 +1,6 @@
-"""A transformer with other weights in some of its linear maps: swapped by pointer, and measured from where the change begins."""
+"""A transformer with other weights in some of its linear maps: swapped by pointer, and measured
+from where the change begins.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from layerbook.quantize import gptq
 from layerbook.layers import transformer as tf
+from layerbook.quantize import gptq
 
 Key = tuple[int, str]  # block, and name of a linear map in it
 Weights = dict[str, Tensor]  # name of a linear map in its block -> weights [out, in]
@@ -19,12 +21,17 @@ Weights = dict[str, Tensor]  # name of a linear map in its block -> weights [out
 
 def maps(net: tf.Stack) -> list[dict[str, nn.Linear]]:
     """The linear maps of every block, by name."""
-    return [{name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)} for block in net.blocks]
+    return [
+        {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
+        for block in net.blocks
+    ]
 
 
 @contextmanager
 def swapped(net: tf.Stack, new: Mapping[int, Weights]) -> Iterator[None]:
-    """Give blocks other weights while the context lasts: block -> name -> weights; no copies are made."""
+    """Give blocks other weights while the context lasts: block -> name -> weights; no copies are
+    made.
+    """
     linear = maps(net)
     old = {(i, name): linear[i][name].weight.data for i, weights in new.items() for name in weights}
     try:
@@ -38,14 +45,17 @@ def swapped(net: tf.Stack, new: Mapping[int, Weights]) -> Iterator[None]:
 
 
 class Text:
-    """Windows `ids` [n, tokens] and the hidden states with which `net` enters each block on them, to start again from."""
+    """Windows `ids` [n, tokens] and the hidden states with which `net` enters each block on them,
+    to start again from.
+    """
 
     def __init__(self, net: tf.Stack, ids: Tensor, per_call: int = 8) -> None:
         self.net, self.parts = net, ids.split(per_call)
         self.calls = [tf.entries(net, part) for part in self.parts]
 
     def losses(self, new: Mapping[int, Weights], n: int | None = None) -> np.ndarray:
-        """Mean next-token loss (nats) of each of the first n windows; a token costs at most a uniform guess, ln V.
+        """Mean next-token loss (nats) of each of the first n windows; a token costs at most a
+        uniform guess, ln V.
 
         Blocks below the first that is replaced computed the same before and are not run again.
         """
@@ -61,13 +71,19 @@ class Text:
 
 
 def token_losses(logits: Tensor, target: Tensor) -> np.ndarray:
-    """Mean loss [n] (nats) of each row from logits [n, positions, vocabulary], a token's capped at ln V."""
-    loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none")
+    """Mean loss [n] (nats) of each row from logits [n, positions, vocabulary], a token's capped at
+    ln V.
+    """
+    loss = nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), target.flatten(), reduction="none"
+    )
     return loss.clamp(max=math.log(logits.shape[-1])).view_as(target).mean(1).double().cpu().numpy()
 
 
 def moments(net: tf.Stack, ids: Tensor, per_call: int = 16) -> dict[Key, Tensor]:
-    """X X^T [in, in] of the input of every linear map, on windows `ids`; maps that read one tensor share theirs."""
+    """X X^T [in, in] of the input of every linear map, on windows `ids`; maps that read one tensor
+    share theirs.
+    """
     readers: dict[Key, list[Key]] = {}
     last: list[Any] = [None, None]
 
@@ -76,6 +92,7 @@ def moments(net: tf.Stack, ids: Tensor, per_call: int = 16) -> dict[Key, Tensor]
             if args[0] is not last[0]:
                 last[:] = args[0], key
             readers.setdefault(last[1], []).append(key)
+
         return hook
 
     flat = {(i, name): m for i, block in enumerate(maps(net)) for name, m in block.items()}

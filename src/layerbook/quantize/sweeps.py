@@ -1,4 +1,6 @@
-"""Which layers get fewer bits: orders by a score, orders by chance, maps of one size, and loss along the way."""
+"""Which layers get fewer bits: orders by a score, orders by chance, maps of one size, and loss
+along the way.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ def _numbers(values: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
 
 
 def order(scores: Sequence[float] | np.ndarray, descending: bool = False) -> Order:
-    """Layers by score, least first or greatest first; equal scores keep their depth order. ValueError for NaN or infinity."""
+    """Layers by score, least first or greatest first; equal scores keep their depth order.
+    ValueError for NaN or infinity.
+    """
     found = _numbers(scores, "scores")
     return np.argsort(-found if descending else found, kind="stable").tolist()
 
@@ -29,9 +33,11 @@ def reversed_(of: Sequence[int]) -> Order:
 
 
 def random_orders(n: int, count: int, seed: Seed, paired: bool = False) -> list[Order]:
-    """`count` random orders of n layers; `paired` has each followed by its own reverse (an even count).
+    """`count` random orders of n layers; `paired` has each followed by its own reverse (an even
+    count).
 
-    Pairs are balanced: every layer stands as often early as late. Raises ValueError for an odd count of pairs.
+    Pairs are balanced: every layer stands as often early as late. Raises ValueError for an odd
+        count of pairs.
     """
     if paired and count % 2:
         raise ValueError(f"{count} orders cannot be paired with their reverses")
@@ -45,36 +51,54 @@ def average(levels: Sequence[float], sizes: Sequence[float]) -> float:
     return float(np.dot(levels, sizes) / np.sum(sizes))
 
 
-def _plan(sizes: Sequence[float], levels: Sequence[float], budget: float) -> tuple[np.ndarray, list[float]]:
+def _plan(
+    sizes: Sequence[float], levels: Sequence[float], budget: float
+) -> tuple[np.ndarray, list[float]]:
     found, steps = _numbers(sizes, "sizes"), sorted({float(b) for b in levels}, reverse=True)
     if not found.size or (found <= 0).any() or not steps or steps[-1] > budget:
-        raise ValueError(f"a budget of {budget} bits a weight cannot be met: least level {min(steps, default=None)}, sizes "
-                         "must be positive")
+        raise ValueError(
+            f"a budget of {budget} bits a weight cannot be met: least level {min(steps, default=None)}, sizes "
+            "must be positive"
+        )
     return found, steps
 
 
-def greedy_bits(scores: Sequence[float], sizes: Sequence[float], levels: Sequence[float], budget: float,
-                by: str = "layer") -> list[float]:
-    """Bits of each layer: all start at the highest level, and the least score is lowered first until the budget is met.
+def greedy_bits(
+    scores: Sequence[float],
+    sizes: Sequence[float],
+    levels: Sequence[float],
+    budget: float,
+    by: str = "layer",
+) -> list[float]:
+    """Bits of each layer: all start at the highest level, and the least score is lowered first
+    until the budget is met.
 
-    HAWQ (Dong et al. 2019, sec. 3.2) fixes only the order; LUQ (alg. 1) and the mixed precision of ViDiT-Q (sec. 4.3) are
-    this with two levels. More bits never go to a lower score.
+    HAWQ (Dong et al. 2019, sec. 3.2) fixes only the order; LUQ (alg. 1) and the mixed precision of
+    ViDiT-Q (sec. 4.3) are this with two levels. More bits never go to a lower score.
 
     Args:
         scores: importance [layers]; equal scores are lowered in depth order.
         sizes: weights [layers].
         levels: bits to choose from; true costs may be given, scales included (4.25, say).
         budget: bits a weight on average, at most.
-        by: "layer" lowers a layer all the way before the next; "level" lowers all by one level before any goes further.
+        by: "layer" lowers a layer all the way before the next; "level" lowers all by one level
+            before any goes further.
 
     Raises:
-        ValueError: scores that are not finite or as many as sizes, an unknown `by`, or a budget below the least level.
+        ValueError: scores that are not finite or as many as sizes, an unknown `by`, or a budget
+            below the least level.
     """
     found, steps = _plan(sizes, levels, budget)
     ranked = order(scores)
     if len(ranked) != len(found) or by not in ("layer", "level"):
-        raise ValueError(f"{len(ranked)} scores for {len(found)} sizes, by {by!r}: 'layer' or 'level'")
-    moves = [(i, b) for i in ranked for b in steps[1:]] if by == "layer" else [(i, b) for b in steps[1:] for i in ranked]
+        raise ValueError(
+            f"{len(ranked)} scores for {len(found)} sizes, by {by!r}: 'layer' or 'level'"
+        )
+    moves = (
+        [(i, b) for i in ranked for b in steps[1:]]
+        if by == "layer"
+        else [(i, b) for b in steps[1:] for i in ranked]
+    )
     chosen = [steps[0]] * len(found)
     for i, b in moves:
         if average(chosen, found) <= budget:
@@ -83,17 +107,26 @@ def greedy_bits(scores: Sequence[float], sizes: Sequence[float], levels: Sequenc
     return chosen
 
 
-def size_matched(sizes: Sequence[float], levels: Sequence[float], budget: float, count: int, seed: Seed,
-                 tolerance: float = 0.01, tries: int = 10_000) -> list[list[float]]:
-    """`count` random maps of bits, different ones, whose size is that of `budget` bits a weight within `tolerance` of it.
+def size_matched(
+    sizes: Sequence[float],
+    levels: Sequence[float],
+    budget: float,
+    count: int,
+    seed: Seed,
+    tolerance: float = 0.01,
+    tries: int = 10_000,
+) -> list[list[float]]:
+    """`count` random maps of bits, different ones, whose size is that of `budget` bits a weight
+    within `tolerance` of it.
 
-    Each is a random walk: layers drawn with equal odds move one level towards the budget until it is crossed; maps that end
-    further off than the tolerance are drawn again. Half of the walks start from random levels, and half from the highest, so
-    that even and uneven maps both occur.
+    Each is a random walk: layers drawn with equal odds move one level towards the budget until it
+        is crossed; maps that end
+    further off than the tolerance are drawn again. Half of the walks start from random levels, and
+    half from the highest, so that even and uneven maps both occur.
 
     Raises:
-        ValueError: a budget outside the levels, or fewer maps than `count` in that many tries: the layers are too few or
-            too unequal, so take a wider tolerance.
+        ValueError: a budget outside the levels, or fewer maps than `count` in that many tries: the
+            layers are too few or too unequal, so take a wider tolerance.
     """
     found, steps = _plan(sizes, levels, budget)
     rng, maps = np.random.default_rng(seed), {}
@@ -111,31 +144,41 @@ def size_matched(sizes: Sequence[float], levels: Sequence[float], budget: float,
         if abs(average(levels_of[at], found) - budget) <= tolerance * budget:
             maps[tuple(levels_of[at].tolist())] = None
     if len(maps) < count:
-        raise ValueError(f"only {len(maps)} of {count} maps within {tolerance:.1%} of {budget} bits found: widen the tolerance")
+        raise ValueError(
+            f"only {len(maps)} of {count} maps within {tolerance:.1%} of {budget} bits found: widen the tolerance"
+        )
     return [list(m) for m in maps]
 
 
 def area(fractions: np.ndarray, loss: np.ndarray) -> float:
-    """Mean of `loss` over the moved `fractions` (trapezoids); both [points], the fractions ascending."""
+    """Mean of `loss` over the moved `fractions` (trapezoids); both [points], the fractions
+    ascending.
+    """
     return float(np.trapezoid(loss, fractions) / (fractions[-1] - fractions[0]))
 
 
 class Sweep:
-    """Losses of a network with sets of layers changed, each set evaluated once: orders share what their prefixes share.
+    """Losses of a network with sets of layers changed, each set evaluated once: orders share what
+    their prefixes share.
 
-    evaluate(level, layers, n) returns the losses [n] of the first n units (windows, images) with the frozenset `layers` put
-    to `level`, whatever that means to it ("rtn3", 4 bits, "dropped"), and undoes the change. It must give the same numbers
-    for the same arguments, and the losses of fewer units must be the first of those of more.
+    evaluate(level, layers, n) returns the losses [n] of the first n units (windows, images) with
+    the frozenset `layers` put to `level`, whatever that means to it ("rtn3", 4 bits, "dropped"),
+    and undoes the change. It must give the same numbers for the same arguments, and the losses of
+    fewer units must be the first of those of more.
     """
 
-    def __init__(self, evaluate: Callable[[Hashable, frozenset[int], int], np.ndarray], units: int) -> None:
+    def __init__(
+        self, evaluate: Callable[[Hashable, frozenset[int], int], np.ndarray], units: int
+    ) -> None:
         self.evaluate, self.units = evaluate, units
         self.memory: dict[tuple[Hashable, frozenset[int]], np.ndarray] = {}
 
     def loss(self, level: Hashable, layers: Iterable[int], n: int | None = None) -> np.ndarray:
-        """Losses [n] of the first n units (all) with `layers` at `level`; no layers: as the network stands.
+        """Losses [n] of the first n units (all) with `layers` at `level`; no layers: as the network
+        stands.
 
-        Raises ValueError for more units than there are, or if evaluate returns something else than [n].
+        Raises ValueError for more units than there are, or if evaluate returns something else than
+        [n].
         """
         n, chosen = self.units if n is None else n, frozenset(layers)
         if not 0 < n <= self.units:
@@ -152,12 +195,20 @@ class Sweep:
         """Losses [n] with `layers` at `level`, minus those of the network as it stands."""
         return self.loss(level, layers, n) - self.loss(None, (), n)
 
-    def curve(self, level: Hashable, order: Sequence[int], counts: Sequence[int], n: int | None = None) -> np.ndarray:
-        """Mean rise [1 + len(counts)] when an order's first 0 and then k of `counts` layers are at `level`."""
+    def curve(
+        self, level: Hashable, order: Sequence[int], counts: Sequence[int], n: int | None = None
+    ) -> np.ndarray:
+        """Mean rise [1 + len(counts)] when an order's first 0 and then k of `counts` layers are at
+        `level`.
+        """
         return np.array([0.0] + [self.rise(level, order[:k], n).mean() for k in counts])
 
-    def reversal(self, level: Hashable, order: Sequence[int], count: int, n: int | None = None) -> np.ndarray:
-        """Losses [n] with the last `count` layers of an order at `level`, minus those with its first."""
+    def reversal(
+        self, level: Hashable, order: Sequence[int], count: int, n: int | None = None
+    ) -> np.ndarray:
+        """Losses [n] with the last `count` layers of an order at `level`, minus those with its
+        first.
+        """
         return self.loss(level, reversed_(order)[:count], n) - self.loss(level, order[:count], n)
 
     def alone(self, level: Hashable, layers: int, n: int | None = None) -> np.ndarray:
