@@ -7,7 +7,10 @@ eval "$(python -m layerbook.pipeline.folders)"  # kernels need some to write to;
 export MPLCONFIGDIR="$PWD/build/matplotlib"  # there may be no home folder to write to
 step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
 
-step "style"; ruff check . && ruff format --check . && lint-imports --no-cache
+step "style"
+ruff check .
+ruff format --check .
+lint-imports --no-cache
 step "conventions"; layerbook check
 step "freshness of the evidence"; layerbook fresh
 step "data, networks, results and pages as recorded"
@@ -16,7 +19,7 @@ if ! dvc status -q; then dvc status; echo "results are stale: run 'make repro'";
 step "the book"; python -m layerbook.pages.build build
 NBVAL=(python -m pytest -q -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300)
 step "published notebooks at the smoke tier, on warm kernels"
-JUPYTER_PATH="$PWD/src/layerbook/jupyter" LAYERBOOK_TIER=smoke OMP_NUM_THREADS=1 "${NBVAL[@]}" --nbval-kernel-name layerbook-warm \
+JUPYTER_PATH="$PWD/src/layerbook/pipeline/jupyter" LAYERBOOK_TIER=smoke OMP_NUM_THREADS=1 "${NBVAL[@]}" --nbval-kernel-name layerbook-warm \
   -n 2 --dist loadfile results/*/*.ipynb
 step "one of them on a plain kernel: its checked cells print the same"
 LAYERBOOK_TIER=smoke "${NBVAL[@]}" --nbval-current-env results/cpu/noprop.ipynb

@@ -51,3 +51,33 @@ def test_a_checkout_that_another_user_owns_is_read(
 def test_the_test_command_needs_no_home_folder() -> None:
     script = (paths.ROOT / "tests" / "run.sh").read_text(encoding="utf-8")
     assert 'export MPLCONFIGDIR="$PWD/' in script
+
+
+def test_figures_are_small_and_the_same_each_time():
+    import io
+
+    import matplotlib.pyplot as plt
+    import numpy as np
+    from PIL import Image
+
+    from layerbook.notebook import plots
+
+    def drawn():
+        fig, ax = plt.subplots()
+        ax.plot(np.sin(np.arange(200) / 9), label="a line")
+        ax.imshow(np.random.default_rng(0).random((20, 20)), extent=(0, 50, -1, 0), aspect="auto")
+        ax.legend()
+        full = io.BytesIO()
+        fig.savefig(full, format="png")
+        small = plots.png(fig)
+        plt.close(fig)
+        return full.getvalue(), small
+
+    (full, small), (_, again) = drawn(), drawn()
+    assert small == again and len(small) < 0.6 * len(full)
+    with Image.open(io.BytesIO(small)) as image, Image.open(io.BytesIO(full)) as before:
+        assert image.mode == "P" and len(image.getcolors(256)) > 8
+        error = np.abs(
+            np.asarray(image.convert("RGB"), float) - np.asarray(before.convert("RGB"), float)
+        )
+        assert error.mean() < 1.5, "no colour moves visibly"

@@ -8,6 +8,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 from cycler import cycler
 from matplotlib.figure import Figure
+from PIL import Image
 
 # Okabe and Ito's palette, ordered for lines on a white ground.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C"]
@@ -50,14 +51,21 @@ def show(fig: Figure, alt: str) -> None:
         raise ValueError("plots.show needs alt=..., a sentence that says what the figure shows")
     from IPython.display import display
 
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", metadata={"Software": None})
-    plt.close(fig)
     display(
-        {"image/png": buffer.getvalue(), "text/plain": alt},
-        raw=True,
-        metadata={"image/png": {"alt": alt}},
+        {"image/png": png(fig), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}}
     )
+    plt.close(fig)
+
+
+def png(fig: Figure) -> bytes:
+    """A figure as PNG with a palette of at most 256 colours: a third of the bytes, no visible loss."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format="png")
+    with Image.open(drawn) as image:
+        # No dithering: flat areas stay flat, and equal figures stay equal bytes.
+        palette = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    palette.save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 style()

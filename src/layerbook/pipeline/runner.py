@@ -22,7 +22,7 @@ from layerbook import endings, keeping, paths
 from layerbook.claims import varying
 from layerbook.pipeline import deps, receipts, record
 
-MAX_BYTES = 400_000
+MAX_BYTES = 300_000
 MEMORY_HINT = "it ran out of memory: close other programs, run fewer papers at once (-j 1) or use a smaller tier\n"
 
 
