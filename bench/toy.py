@@ -61,7 +61,7 @@ CELLS = [
     (
         "code",
         "setup",
-        'import numpy as np\nfrom layerbook import paper\n\nrun = paper.start("{slug}", globals())',
+        'import numpy as np\nfrom layerbook.notebook import paper\n\nrun = paper.start("{slug}", globals())',
         "",
     ),
     (

@@ -193,7 +193,7 @@ def test_an_unknown_substrate_is_named_with_its_line_and_the_likely_one(house):
         deps.substrates("toy")
     assert "did you mean smollm2" in "\n".join(check.check("toy"))
     with pytest.raises(cards.CardError, match="did you mean smollm2"):
-        record.inputs("toy")
+        record.measured_by("toy")
     assert {"smollm2", "tiny-gpt2"} <= set(substrates.known())
 
 

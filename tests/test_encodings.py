@@ -103,7 +103,7 @@ def test_every_call_names_its_encoding() -> None:
 
 def test_a_terminal_that_knows_ascii_only_gets_every_line() -> None:
     """Strict ASCII on both streams, as in a POSIX locale with Python's own remedies off."""
-    code = "from layerbook import files_text as f; f.lenient(); print('Holm \\u2713'); import sys; print(chr(233), file=sys.stderr)"
+    code = "from layerbook import terminal as f; f.lenient(); print('Holm \\u2713'); import sys; print(chr(233), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], env=ASCII, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode("ascii", "replace")
     assert done.stdout == b"Holm \\u2713\n" and done.stderr == b"\\xe9\n"

@@ -18,7 +18,7 @@ import pytest
 from layerbook import paths
 from layerbook.pipeline import folders
 
-RUN = "import sys; from layerbook import runner; runner.run('toy', warm=sys.argv[1] == 'warm'); print('stored')"
+RUN = "import sys; from layerbook.pipeline import runner; runner.run('toy', warm=sys.argv[1] == 'warm'); print('stored')"
 NAMES = ("JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "MPLCONFIGDIR", "HF_HOME", "TORCH_HOME")
 
 

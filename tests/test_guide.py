@@ -3,6 +3,7 @@
 import re
 import shlex
 
+import jsonschema
 import pytest
 
 from bench import toy
@@ -61,6 +62,9 @@ def test_examples_of_files_are_valid(text, tmp_path, monkeypatch):
         (tmp_path / "notebooks" / "toy.yaml").write_text(head + text, encoding="utf-8")
         card = cards.read(tmp_path / "notebooks" / "toy.yaml")
         assert [c["kind"] for c in card["claims"]] == ["effect", "control"]
+    elif "parameters" in data:  # a part of a card
+        fields = cards.schema()["properties"]["parameters"]
+        assert list(jsonschema.Draft202012Validator(fields).iter_errors(data["parameters"])) == []
     else:  # a discussion
         file = tmp_path / "discussion.yaml"
         file.write_text(text, encoding="utf-8")

@@ -75,7 +75,7 @@ def test_runs_do_not_inherit_each_others_random_state(house):
 
 def test_the_parent_touches_no_gpu_and_none_of_our_modules():
     code = (
-        "import sys\nfrom layerbook import _warm; _warm.load(); import torch\n"
+        "import sys\nfrom layerbook.pipeline import _warm; _warm.load(); import torch\n"
         "assert not torch.cuda.is_initialized()\n"
         "assert not [line for line in open('/proc/self/maps') if 'libcuda.so' in line]\n"
         "assert not [m for m in sys.modules if m.startswith('layerbook.') and m != 'layerbook.pipeline._warm']\n"

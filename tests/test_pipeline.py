@@ -155,19 +155,20 @@ def test_files_that_a_module_names_beside_itself_are_inputs(scratch):
 
 
 def test_networks_and_what_their_training_reads_are_derived(scratch):
+    scratch("data/__init__.py")
     scratch(
-        "inputs.py",
+        "data/loaders.py",
         "def bible():\n    return _prepared('web-bible')\n\n\ndef code(name):\n    return f'python-{name}'\n"
         "\n\ndef mnist():\n    return 'mnist'\n",
     )
     scratch("nets/__init__.py")
     scratch(
         "nets/one.py",
-        "from layerbook import inputs\nfrom . import texts\nNETWORK = 'one'\n"
-        "def make():\n    return map(inputs.code, 'abc')\n",
+        "from layerbook.data import loaders\nfrom . import texts\nNETWORK = 'one'\n"
+        "def make():\n    return map(loaders.code, 'abc')\n",
     )
     scratch("nets/texts.py", "from layerbook.data.loaders import bible\n")
-    scratch("nets/two.py", "from layerbook import inputs\nNETWORK = 'two'\n")
+    scratch("nets/two.py", "from layerbook.data import loaders\nNETWORK = 'two'\n")
     assert deps.trained() == {"one": "layerbook.nets.one", "two": "layerbook.nets.two"}
     assert deps.read_by("two") == []
     assert deps.read_by("one") == ["python-django", "python-networkx", "python-sympy", "web-bible"]
@@ -177,7 +178,10 @@ def test_networks_and_what_their_training_reads_are_derived(scratch):
 
 
 def test_dependencies_are_found_without_torch():
-    code = "import sys; from layerbook import digests, deps, pipeline; pipeline.stages(); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from layerbook.pipeline import digests, stages; stages.stages(); "
+        "assert 'torch' not in sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
@@ -194,7 +198,9 @@ def project(house, monkeypatch):
     )
     shutil.copy(ROOT / ".dvcignore", house.root)
     house.paper("plain")
-    house.paper("drawn", extra="from layerbook import plots, sweeps")
+    house.paper(
+        "drawn", extra="from layerbook.notebook import plots; from layerbook.quantize import sweeps"
+    )
     (house.root / "notebooks" / "toy.yaml").unlink()
     (house.root / "notebooks" / "toy.ipynb").unlink()
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
@@ -241,18 +247,19 @@ def test_stale_is_exactly_what_an_edit_can_change(project):
         file.write_text(original, encoding="utf-8")
         return found
 
-    for shown in ("tables.py", "plots.py", "report.py", "scaffold.py"):
+    shows = ("notebook/tables.py", "notebook/plots.py", "pages/build.py", "authoring/scaffold.py")
+    for shown in shows:
         assert after(lambda text: text + "\nX = 1\n", shown) == set(), shown
-    assert after(lambda text: text + "\n# a comment\n", "sweeps.py") == set()
+    assert after(lambda text: text + "\n# a comment\n", "quantize/sweeps.py") == set()
     assert (
         after(lambda text: text.replace("Numbers are drawn.", "Numbers were drawn."), "plain.yaml")
         == set()
     )
     assert after(lambda text: text.replace("# A paper", "#  A paper"), "plain.ipynb") == set()
-    assert after(lambda text: text + "\nX = 1\n", "claims.py") == {"decide"}
+    assert after(lambda text: text + "\nX = 1\n", "claims/engine.py") == {"decide"}
     assert after(lambda text: text.replace("above: 0.5", "above: 0.4"), "plain.yaml") == {"decide"}
-    assert after(lambda text: text + "\nX = 1\n", "sweeps.py") == {"drawn"}
-    assert after(lambda text: text + "\nX = 1\n", "paper.py") == {"plain", "drawn"}
+    assert after(lambda text: text + "\nX = 1\n", "quantize/sweeps.py") == {"drawn"}
+    assert after(lambda text: text + "\nX = 1\n", "notebook/paper.py") == {"plain", "drawn"}
 
     project.paper("plain", extra="word = 1")
     assert stale(project) == {"plain"}

@@ -268,7 +268,10 @@ def hashes(folder: Path) -> dict[str, str]:
 @real_data
 @pytest.mark.parametrize("name", list(prepare.MAKERS))
 def test_two_runs_give_equal_bytes(name: str, tmp_path: Path) -> None:
-    code = "import sys, pathlib; from layerbook import prepare\nprepare.prepare(sys.argv[1], prepared=pathlib.Path(sys.argv[2]))"
+    code = (
+        "import sys, pathlib; from layerbook.data import prepare\n"
+        "prepare.prepare(sys.argv[1], prepared=pathlib.Path(sys.argv[2]))"
+    )
     other = [sys.executable, "-c", code, name, str(tmp_path / "second")]
     subprocess.run(other, check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
     first = hashes(prepare.prepare(name, prepared=tmp_path / "first"))

@@ -87,7 +87,8 @@ def make_root(root: Path, gpu: bool = False) -> Path:
         root / "book",
         ignore=shutil.ignore_patterns("_build", "papers", "_generated", "discussion"),
     )
-    for folder in ("notebooks", "results/cpu", "results/gpu", "book/discussion", "src/layerbook"):
+    package = ("src/layerbook/data", "src/layerbook/claims")
+    for folder in ("notebooks", "results/cpu", "results/gpu", "book/discussion", *package):
         (root / folder).mkdir(parents=True, exist_ok=True)
     shutil.copy(
         paths.ROOT / "src/layerbook/data/assets.yaml", root / "src/layerbook/data/assets.yaml"
