@@ -89,7 +89,12 @@ def house(root: Path, source: Path) -> None:
     (root / "src").symlink_to(source / "src")
     for name in FOLDERS:
         (root / name).mkdir()
-    (root / "book").mkdir()
+    bibliography(root)
+
+
+def bibliography(root: Path) -> None:
+    """The entry that the toy's card cites, in the checkout `root`."""
+    (root / "book").mkdir(exist_ok=True)
     (root / "book" / "references.bib").write_text(
         "@misc{test2024,\n  title = {A paper for tests}\n}\n", encoding="utf-8"
     )

@@ -150,6 +150,8 @@ def test_an_ordinary_save_is_no_fault_and_clean_restores_every_byte(house, slug)
     real = paths.NOTEBOOKS.__class__(__file__).parent.parent / "notebooks"
     file = house.root / "notebooks" / f"{slug}.ipynb"
     (house.root / "notebooks" / f"{slug}.yaml").write_bytes((real / f"{slug}.yaml").read_bytes())
+    cited = paths.BOOK.parent / "book" / "references.bib"
+    cited.write_bytes((real.parent / "book" / "references.bib").read_bytes())
     before = (real / f"{slug}.ipynb").read_bytes()
     file.write_bytes(before)
     clean = check.check(slug)

@@ -14,7 +14,7 @@ import pytest
 import layerbook
 from bench import toy
 from layerbook import cli, keeping, paths
-from layerbook.pipeline import record, runner, stages
+from layerbook.pipeline import digests, record, runner, stages
 
 PARAMS = "papers:\n  toy:\n    seed: 0\n"
 
@@ -56,6 +56,7 @@ def make(root):
     (root / ".gitignore").write_text("/build/\n__pycache__/\n", encoding="utf-8")
     for name in ("notebooks", "build", "results"):
         (root / name).mkdir()
+    toy.bibliography(root)
     toy.write(root, "toy")
     git(root, "init", "-q")
     git(root, "add", ".")
@@ -83,11 +84,8 @@ def test_each_command_acts_on_the_checkout_of_the_working_folder(two):
     main, other = two
     before = files(main)
     (other / "notebooks" / "toy.yaml").write_text("slug: [", encoding="utf-8")
-    (other / "src" / "layerbook" / "tables.py").write_text(
-        (other / "src" / "layerbook" / "tables.py").read_text(encoding="utf-8")
-        + "\n# of the worktree alone\n",
-        encoding="utf-8",
-    )
+    own = other / "src" / "layerbook" / "notebook" / "paper.py"
+    own.write_text(own.read_text(encoding="utf-8") + "\nALONE = 1\n", encoding="utf-8")
     found = call(other, main, "layerbook", "check", "toy")
     assert found.returncode == 1 and "toy" in found.stdout + found.stderr, found
     toy.write(other, "toy")
@@ -100,8 +98,8 @@ def test_each_command_acts_on_the_checkout_of_the_working_folder(two):
     ran = call(other, main, "layerbook", "rerun", "toy")
     assert ran.returncode == 0, ran.stderr
     stored = json.loads((other / "results" / "cpu" / "toy.json").read_text(encoding="utf-8"))
-    assert stored["inputs"]["src/layerbook/notebook/tables.py"] == record.sha256(
-        other / "src" / "layerbook" / "tables.py"
+    assert stored["measured_by"]["src/layerbook/notebook/paper.py"] == digests.of_code(
+        own.read_text(encoding="utf-8")
     )
     assert files(main) == before  # nothing at all was touched where the package is installed from
 

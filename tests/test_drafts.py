@@ -165,7 +165,10 @@ def test_the_tests_of_a_draft_are_left_out_unless_named(tmp_path, shell):
     (tmp_path / "tests" / "test_other.py").write_text(
         "def test_it():\n    pass\n", encoding="utf-8"
     )
-    env = os.environ | {"LAYERBOOK_ROOT": str(tmp_path), "PYTHONPATH": str(paths.ROOT / "src")}
+    env = os.environ | {
+        "LAYERBOOK_ROOT": str(tmp_path),
+        "PYTHONPATH": f"{paths.ROOT / 'src'}{os.pathsep}{paths.ROOT}",
+    }
     command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     done = shell(*command, "tests", cwd=tmp_path, env=env)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout

@@ -36,7 +36,7 @@ def environment(root: Path, **changes: str) -> dict[str, str]:
 @pytest.mark.parametrize(("kind", "home"), [("warm", {"HOME": "/proc/nobody"}), ("cold", {"HOME": "/dev/null"}), ("warm", {})],
                          ids=["warm, impossible", "cold, a file", "warm, unset"])  # fmt: skip
 def test_both_kinds_of_kernel_run_without_a_home(house, kind: str, home: dict[str, str]) -> None:
-    package = str(Path(folders.__file__).parents[1])
+    package = str(Path(folders.__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", RUN, kind],
         env=environment(house.root, PYTHONPATH=package, **home),
@@ -87,7 +87,7 @@ def test_another_user_without_a_home_of_their_own(house, kind: str, home: str) -
             for name in (place, *(os.path.join(place, entry) for entry in below + files)):
                 os.chown(name, 65534, 65534, follow_symlinks=False)
         search = os.pathsep.join(
-            [str(Path(folders.__file__).parents[1]), sysconfig.get_paths()["purelib"]]
+            [str(Path(folders.__file__).parents[2]), sysconfig.get_paths()["purelib"]]
         )
         variables = environment(
             root, PYTHONPATH=search, **({"HOME": str(theirs)} if home == "read-only" else {})

@@ -63,7 +63,8 @@ def test_examples_of_files_are_valid(text, tmp_path, monkeypatch):
         card = cards.read(tmp_path / "notebooks" / "toy.yaml")
         assert [c["kind"] for c in card["claims"]] == ["effect", "control"]
     elif "parameters" in data:  # a part of a card
-        fields = cards.schema()["properties"]["parameters"]
+        rules = cards.schema()
+        fields = rules["properties"]["parameters"] | {"$defs": rules["$defs"]}
         assert list(jsonschema.Draft202012Validator(fields).iter_errors(data["parameters"])) == []
     else:  # a discussion
         file = tmp_path / "discussion.yaml"

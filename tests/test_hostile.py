@@ -333,7 +333,10 @@ def pages(book, paper):
     items = [line for line in gallery.split("\n") if line.startswith(":::{")]
     assert len(items) == 1 and gallery.count("\n:::\n") == 1
     harmless(items[0].removeprefix(":::{grid-item-card}").strip() or "x", set())
-    assert not Tags(re.sub(r"<form.*?</form>", "", gallery, flags=re.S)).bad
+    # options of a directive are plain text to Sphinx, which escapes them where it writes attributes
+    shown = re.sub(r"<form.*?</form>", "", gallery, flags=re.S)
+    shown = re.sub(r'^:[a-z-]+: ".*"$', "", shown, flags=re.M)
+    assert not Tags(shown).bad
 
 
 @quick

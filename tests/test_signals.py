@@ -84,7 +84,7 @@ def test_after_a_kill_the_next_command_clears_up(house):
 
 SLOW = """\
 import sys, time
-from layerbook import cards, {module}
+from layerbook.{home} import {module}
 def slow(*a, **k):
     print('under way', flush=True)
     time.sleep(60)
@@ -94,20 +94,20 @@ from layerbook import cli, endings
 sys.exit({call})
 """
 COMMANDS = {
-    "check": ("check", "check", "cli.main(['check', 'toy'])"),
-    "new": ("scaffold", "_notebook", "cli.main(['new', 'a-paper'])"),
-    "fresh": ("record", "problems", "cli.main(['fresh'])"),
-    "sync": ("pipeline", "sync", "cli.main(['sync'])"),
-    "status": ("cards", "slugs", "cli.main(['status'])"),
-    "clean": ("method", "read", "cli.main(['clean'])"),
-    "data": ("datastore", "ensure", "cli.main(['data'])"),
-    "run": ("driver", "plan", "cli.main(['run'])"),
+    "check": ("authoring", "check", "check", "cli.main(['check', 'toy'])"),
+    "new": ("authoring", "scaffold", "_notebook", "cli.main(['new', 'a-paper'])"),
+    "fresh": ("pipeline", "record", "problems", "cli.main(['fresh'])"),
+    "sync": ("pipeline", "stages", "sync", "cli.main(['sync'])"),
+    "status": ("claims", "cards", "slugs", "cli.main(['status'])"),
+    "clean": ("pipeline", "method", "read", "cli.main(['clean'])"),
+    "data": ("pipeline", "store", "ensure", "cli.main(['data'])"),
+    "run": ("pipeline", "driver", "plan", "cli.main(['run'])"),
 }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_ends_in_one_line(house, name):
-    module, function, call = COMMANDS[name]
+    home, module, function, call = COMMANDS[name]
     before = sorted(
         p for p in house.root.rglob("*") if "locks" not in p.parts and "__pycache__" not in p.parts
     )
@@ -115,7 +115,7 @@ def test_every_command_ends_in_one_line(house, name):
         [
             sys.executable,
             "-c",
-            SLOW.format(module=module, name=function, call=call, argv=["layerbook"]),
+            SLOW.format(home=home, module=module, name=function, call=call, argv=["layerbook"]),
         ],
         cwd=house.root,
         encoding="utf-8",
@@ -136,14 +136,15 @@ def test_every_command_ends_in_one_line(house, name):
     )
 
 
-@pytest.mark.parametrize("module", ["report", "prepare", "assets"])
+@pytest.mark.parametrize("module", ["pages.build", "data.prepare", "data.fetch"])
 def test_the_mains_are_guarded(module):
     """Their last lines hand `main` to what ends a command in order."""
     from pathlib import Path
 
-    source = (Path(cli.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
+    file = Path(cli.__file__).parent / f"{module.replace('.', '/')}.py"
+    source = file.read_text(encoding="utf-8")
     assert (
-        f'endings.command("python -m layerbook.{module}", main)'
+        f'endings.command("python -m layerbook.{module}", main'
         in source.partition('if __name__ == "__main__":')[2]
     )
 

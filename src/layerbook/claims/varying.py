@@ -102,13 +102,13 @@ def fixed(record: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
     """A record without all that may differ between two runs on one machine, for a comparison of
     two.
 
-    Left out: seconds and memory; claims and findings that are marked; and where there are any, the
-        hash of the notebook,
-    which shows them.
+    Left out: seconds and memory; claims and findings that are marked; and where there are any,
+    the hash of the notebook, which shows them.
     """
     marked = of_claims(card)
     out = {k: copy.deepcopy(v) for k, v in record.items() if k not in MEASURED}
     out["claims"] = [c for c in out.get("claims", []) if c["id"] not in marked]
+    out["measured"] = {k: v for k, v in out.get("measured", {}).items() if k not in marked}
     out["findings"] = [f for f in out.get("findings", []) if "varies" not in f]
     if marked or len(out["findings"]) < len(record.get("findings", [])):
         out.pop("notebook", None)

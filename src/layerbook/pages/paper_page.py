@@ -195,6 +195,11 @@ def _header(paper: Paper, tier: str, title: str, idea: str) -> str:
     parts.append(
         f'<p class="lb-cost">Rerun ({h.cost(record)}): <code>make rerun PAPER={slug} TIER={tier}</code></p>'
     )
+    if carried := record.get("carried"):
+        parts.append(
+            f'<p class="lb-cost">Measured at commit <code>{h.escape(carried["commit"][:10])}</code>; '
+            f"not run again since: {h.inline(carried['why'])}.</p>"
+        )
     others = [t for t in paper.records if t != tier]
     for other in others:
         file = Path(page_path(paper, other)).name

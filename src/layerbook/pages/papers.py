@@ -59,7 +59,7 @@ class Paper:
     @property
     def short(self) -> str:
         """The name used in lists: the part of the title before a colon."""
-        return self.card["title"].split(":")[0]
+        return " ".join(self.card["title"].split(":")[0].split())
 
     @property
     def main(self) -> str:

@@ -87,7 +87,11 @@ def build(
         for k in ("device", "peak_memory_mb", "peak_gpu_memory_mb")
         if k in measurements
     }
-    raw = lambda rows: [{k: row[k] for k in ("name", "statement", "values")} for row in rows]  # noqa: E731
+
+    def raw(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        fields = ("name", "statement", "values", "varies")
+        return [{k: row[k] for k in fields if k in row} for row in rows]
+
     return finite(
         {
             "schema": SCHEMA,

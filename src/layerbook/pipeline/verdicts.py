@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from layerbook.claims import cards, engine
+from layerbook.claims import cards, engine, varying
 from layerbook.pipeline import deps, digests, record
 
 SUFFIX = ".verdicts.json"
@@ -226,14 +226,11 @@ def differences(
     """Which measured arrays and verdicts of a second run are not those of the first, value by
     value.
 
-    Claims and findings that the card marks `varies` (by time or by threads) are left out.
+    Claims that the card marks `varies` (by time or by threads), their controls, and findings that
+    the notebook marks so are left out.
     """
-    varies = {c["id"] for c in card["claims"] if c.get("varies")}
-    varies |= {
-        f.get("id", f.get("name"))
-        for f in card.get("findings", [])
-        if isinstance(f, dict) and f.get("varies")
-    }
+    varies = set(varying.of_claims(card))
+    varies |= {f["name"] for f in now["findings"] if "varies" in f}
 
     def arrays(found: Mapping[str, Any]) -> dict[tuple[str, str], list[Any]]:
         out = {(c, name): v for c, named in found["measured"].items() for name, v in named.items()}
