@@ -279,9 +279,8 @@ def main(arguments: list[str] | None = None) -> int:
         for found in PARTS[name]():
             rows.append({"part": name} | found)
             print(table([found]).splitlines()[1], flush=True)
-        store(
-            [r for r in rows if r["part"] == name]
-        )  # at once: a later part that is stopped takes nothing with it
+        # at once: a later part that is stopped takes nothing with it
+        store([r for r in rows if r["part"] == name])
     print("\n" + table(rows))
     return 0 if all(r["met"] in (None, True) for r in rows) else 1
 

@@ -124,9 +124,8 @@ def trained_twice(tmp_path, monkeypatch, capsys, threads):
         )
         monkeypatch.setattr(module, "Recipe", lambda **kw: type(tiny)(**{**vars(tiny), **kw}))
         for name in "ab":
-            assert (
-                module.main([str(tmp_path / name), "--steps", "2", "--seed", "7"]) == 1
-            )  # two steps do not pass the gate
+            # two steps do not pass the gate
+            assert module.main([str(tmp_path / name), "--steps", "2", "--seed", "7"]) == 1
             torch.set_num_threads(2)  # training set it to one, in this process
         assert "nothing may be concluded" in capsys.readouterr().err
         for file in ("card.json", "seed7/model.safetensors", "seed8/model.safetensors"):

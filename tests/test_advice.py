@@ -98,9 +98,8 @@ def test_every_damage_to_every_kind_of_file_is_named_with_what_to_type(tree, nam
     do, said = DAMAGE[damage]
     do(tree / name)
     found = advice.survey(tree, only=[name])
-    cut = damage == "truncated" and not name.endswith(
-        (".json", ".ipynb", ".safetensors")
-    )  # a third may be valid YAML
+    # a third may be valid YAML
+    cut = damage == "truncated" and not name.endswith((".json", ".ipynb", ".safetensors"))
     if (name, damage) in FORGIVEN or (cut and not found):
         return
     first = "\n".join(found)
@@ -153,10 +152,11 @@ def test_a_field_that_is_gone_is_named(tree, name, where, said):
     assert advice.survey(tree, only=[name])[0].startswith(f"{name} {said}\n")
 
 
+# prose that is cut short is YAML still
 RECORD, PROSE = (
     "results/cpu/noprop.json",
     "book/discussion/noprop.yaml",
-)  # prose that is cut short is YAML still
+)
 
 
 @pytest.mark.parametrize(

@@ -497,9 +497,8 @@ def test_a_really_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         world.data = small / "data"
         (small / "filler").write_bytes(b"x" * 9000)
         usage = shutil.disk_usage
-        monkeypatch.setattr(
-            shutil, "disk_usage", lambda path: usage(tmp_path)
-        )  # blind the check made in advance
+        # blind the check made in advance
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(tmp_path))
         with pytest.raises(AssetError, match="no space left"):
             world.fetch("model")
         assert not list(world.data.rglob("*.part"))

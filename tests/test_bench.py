@@ -44,10 +44,11 @@ def test_a_missed_aim_fails_the_run(house, parts, capsys):
     ] == [True, False]
     parts["second"] = (9.0, 2.0)
     assert machinery.main(["second"]) == 0
+    # the other row stays
     assert [(r["part"], r["ratio"]) for r in stored(house)] == [
         ("first", 8.0),
         ("second", 4.5),
-    ]  # the other row stays
+    ]
 
 
 def test_figures_of_another_machine_do_not_stay(house, parts):

@@ -41,9 +41,8 @@ def test_the_salient_columns_are_those_whose_loss_would_cost_most():
     assert sorted(found.nonzero()[:, 0].tolist()) == sorted(by_hand)
     w[:, 5] *= 30
     new = solved(w, torch.eye(32))
-    assert (
-        float((new - w)[:, 5].norm() / w[:, 5].norm()) < 0.5
-    )  # two signs; one alone leaves 0.6 of a normal column
+    # two signs; one alone leaves 0.6 of a normal column
+    assert float((new - w)[:, 5].norm() / w[:, 5].norm()) < 0.5
 
 
 def test_the_break_point_is_the_best_of_nine_by_brute_force():
@@ -104,9 +103,8 @@ def weight(out: int = 24, n: int = 64, seed: int = 0) -> torch.Tensor:
 
 def test_billm_equals_its_definition_where_no_error_is_passed_on():
     w = weight()
-    h = torch.diag(
-        torch.rand(64, generator=torch.Generator().manual_seed(1)) + 0.5
-    )  # inputs without correlation
+    # inputs without correlation
+    h = torch.diag(torch.rand(64, generator=torch.Generator().manual_seed(1)) + 0.5)
     want = by_hand(w.double().numpy(), h.double().numpy())
     np.testing.assert_allclose(gptq.solve(w, h, rounding=billm.rounding(h)), want, atol=1e-5)
 
@@ -119,9 +117,8 @@ def test_billm_keeps_outputs_closer_than_its_parts_do():
     plain = q.binary(w, axis=0)[0]
     errors = [gptq.quadratic(w, other, h) for other in (ours, unpassed, plain)]
     assert errors[0] < errors[1] < errors[2]
-    assert all(
-        len(row.unique()) <= 8 for row in ours
-    )  # four for salient columns, two times two for the others
+    # four for salient columns, two times two for the others
+    assert all(len(row.unique()) <= 8 for row in ours)
 
 
 def test_salient_columns_weigh_the_hessian():

@@ -20,12 +20,10 @@ def test_counts_by_hand():
         and offset.per_weight == 3.5
     )
     assert bits.count(q.fit(w, 8, axis=0, symmetric=True), w.shape).total == 256 * 8 + 2 * 16
-    assert (
-        bits.count(q.fit(w, 4, axis=0), w.shape).zeros == 2 * 4
-    )  # a zero point is one of the codes
-    assert (
-        bits.count(q.fit(w + 100, 4, zero_in_range=False), w.shape).zeros > 4
-    )  # one far below them is not
+    # a zero point is one of the codes
+    assert bits.count(q.fit(w, 4, axis=0), w.shape).zeros == 2 * 4
+    # one far below them is not
+    assert bits.count(q.fit(w + 100, 4, zero_in_range=False), w.shape).zeros > 4
     assert bits.count(q.fit(w, 4), w.shape, real=32).scales == 32
     assert bits.count(q.ternary(w), w.shape).weights == 512
     assert (offset + offset).per_weight == 3.5 and sum(
@@ -51,9 +49,8 @@ def test_binary_passes_with_their_masks():
         q.binary(w, axis=0, where=~salient)[1],
     )
     both = bits.count([*two, *one])
-    assert both == bits.Stored(
-        weights=2 * 40 + 360, scales=3 * 64, masks=100, number=400
-    )  # one mask and its complement
+    # one mask and its complement
+    assert both == bits.Stored(weights=2 * 40 + 360, scales=3 * 64, masks=100, number=400)
     assert bits.count(q.binary(w, where=w.abs() > 1)[1]).masks == 400
     for wrong in ([], [*two, *q.binary(w[:2])[1]]):
         with pytest.raises(ValueError, match="passes"):

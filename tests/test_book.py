@@ -48,9 +48,8 @@ class Page(HTMLParser):
         self.ids: set[str] = set()
         self.images: list[dict[str, str | None]] = []
         self.prose: list[str] = []
-        self._hidden: list[
-            str
-        ] = []  # open elements whose text is no prose: code, scripts, equations
+        # open elements whose text is no prose: code, scripts, equations
+        self._hidden: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

@@ -107,9 +107,8 @@ def paper_pages() -> list[str]:
 
 FIXED = ["index.html", "gallery.html", "scoreboard.html", "shelf.html", "guide/claims.html", "assets.html", "reference.html",
          "glossary.html", "bibliography.html", "404.html"]  # fmt: skip
-PAPER = paper_pages()[
-    :1
-]  # every paper's page is made by the same code; their content is checked in test_book
+# every paper's page is made by the same code; their content is checked in test_book
+PAPER = paper_pages()[:1]
 
 
 @pytest.mark.parametrize("name", FIXED + paper_pages())

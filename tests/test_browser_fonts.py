@@ -146,9 +146,8 @@ def test_every_character_is_drawn_by_a_font_of_the_site(machines: Any, site: str
     like the site's own.
     """
     tab = machines["dejavu"].new_context().new_page()
-    tab.route(
-        "**/*.js", lambda route: route.abort()
-    )  # the text as written; scripts add none of their own
+    # the text as written; scripts add none of their own
+    tab.route("**/*.js", lambda route: route.abort())
     styles: dict[str, set[str]] = {}
     for page in pages():
         tab.goto(f"{site}/{page}", wait_until="domcontentloaded")

@@ -18,6 +18,7 @@ from layerbook.pipeline import method
 ALL = set(networks.FAMILIES)
 CAUSAL = ALL - {"bert"}
 ADDING = CAUSAL - {"opt", "granite-scaled"}  # their blocks add up to a stream in a known layout
+# seven maps, plain logits
 LINEAR = {
     "llama",
     "mistral",
@@ -26,7 +27,7 @@ LINEAR = {
     "gemma",
     "olmo2",
     "llama-mlp-bias",
-}  # seven maps, plain logits
+}
 LENS = ADDING - {"cohere"}
 # paper -> parameter -> families of `networks` that it takes, all with eight layers and a chat
 # template

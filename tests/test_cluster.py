@@ -69,9 +69,8 @@ def test_papers_run_as_jobs_and_are_recorded(site):
 
 def test_a_job_killed_for_memory_is_retried_once_with_more(site, real):
     (site.root / "params.yaml").write_text(PARAMS.format(memory=0.9), encoding="utf-8")
-    site.paper(
-        extra="import time; block = np.ones(120_000_000); time.sleep(4); del block"
-    )  # 0.96 GB beside the imports
+    # 0.96 GB beside the imports
+    site.paper(extra="import time; block = np.ones(120_000_000); time.sleep(4); del block")
     process = start(site)
     text = finish(process)
     assert "retry  toy: killed for memory, now with 2 times it" in text, text

@@ -159,10 +159,11 @@ def test_the_command_is_reproducible_and_refuses_a_poor_network(
     tmp_path, packages, monkeypatch, capsys, threads
 ):
     monkeypatch.setattr(codemodel, "Recipe", lambda: TINY)
+    # four steps do not beat counts
     assert [codemodel.main([str(tmp_path / x)]) for x in "ab"] == [
         1,
         1,
-    ]  # four steps do not beat counts
+    ]
     assert "nothing may be concluded" in capsys.readouterr().err
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
     for file in files:

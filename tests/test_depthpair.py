@@ -59,10 +59,11 @@ def test_baselines_are_counts():
     ids = [0, 1, 0, 1, 0, 2]
     found = depthpair.baselines(ids, torch.tensor([[0, 1, 0]]), 3)
     assert found["unigram"][0] == pytest.approx(-(math.log(3 / 9) + math.log(4 / 9)) / 2)
+    # 1 follows 0 twice in three; 0 always follows 1
     after_0, after_1 = (
         0.99 * 2 / 3 + 0.01 * 3 / 9,
         0.99 * 1 + 0.01 * 4 / 9,
-    )  # 1 follows 0 twice in three; 0 always follows 1
+    )
     assert found["bigram"][0] == pytest.approx(-(math.log(after_0) + math.log(after_1)) / 2)
 
 
@@ -103,9 +104,8 @@ def test_the_command_writes_two_loadable_networks_and_refuses_poor_ones(
 ):
     monkeypatch.setattr(loaders, "bible", lambda: books)
     monkeypatch.setattr(depthpair, "Recipe", lambda **kw: type(TINY)(**{**vars(TINY), **kw}))
-    assert (
-        depthpair.main([str(tmp_path / "a"), "--steps", "2"]) == 1
-    )  # two steps do not beat a bigram model
+    # two steps do not beat a bigram model
+    assert depthpair.main([str(tmp_path / "a"), "--steps", "2"]) == 1
     assert "nothing may be concluded" in capsys.readouterr().err
     assert depthpair.main([str(tmp_path / "b"), "--steps", "2"]) == 1
     written = [

@@ -265,9 +265,8 @@ def test_a_driver_killed_in_mid_run_loses_nothing_that_was_finished(many, shell)
 @pytest.mark.parametrize("ignored", [False, True])
 def test_an_interrupt_is_orderly(many, shell, ignored):
     many.paper("two", extra="import time; open('started', 'w').close(); time.sleep(300)")
-    old = (
-        signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else None
-    )  # as a shell does for what it starts with &
+    # as a shell does for what it starts with &
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else None
     child = launch(many, "-j", "2")
     if ignored:
         signal.signal(signal.SIGINT, old)
@@ -351,9 +350,8 @@ def test_a_read_only_results_folder_is_found_before_anything_runs(house, monkeyp
             raise PermissionError(30, "Read-only file system")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(
-        runner.tempfile, "TemporaryFile", refuse
-    )  # root may write where others may not
+    # root may write where others may not
+    monkeypatch.setattr(runner.tempfile, "TemporaryFile", refuse)
     assert cli.main(["run"]) == 1
     assert not (house.root / "computed").exists() and house.results() == {}
 
@@ -468,10 +466,11 @@ def test_a_stale_comparison_is_made_before_the_report_and_never_recorded_unmade(
     monkeypatch.setattr(driver, "dvc", lambda *a: did.append(a) or "")
     monkeypatch.setattr(driver.subprocess, "run", lambda command, **_: did.append(("report",)))
     driver.settle(["toy"])
+    # which its input may have made stale
     made = [
         ("repro", "-q", "-s", "collect-y"),
         ("repro", "-q", "-s", "compare-x"),
-    ]  # which its input may have made stale
+    ]
     assert did == [*made, ("report",), ("commit", "-q", "-f")]
     did.clear()
     monkeypatch.setattr(driver, "differing", lambda: ["toy", "report"])

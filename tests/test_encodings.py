@@ -22,6 +22,7 @@ SOURCES = [
 ]
 TEXT = {"read_text", "write_text"}
 RUNNERS = {"run", "Popen", "check_output", "check_call", "call"}
+# whose open() is not of text
 BINARY_ONLY = {
     "os",
     "tarfile",
@@ -31,7 +32,7 @@ BINARY_ONLY = {
     "sources",
     "gzip",
     "lzma",
-}  # whose open() is not of text
+}
 
 ASCII = os.environ | {
     "LC_ALL": "POSIX",

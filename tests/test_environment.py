@@ -491,9 +491,10 @@ def test_a_full_disk_is_called_that_and_gets_its_room_back(small: Machine) -> No
     )
     assert not (small.root / ".venv").exists(), "found out before anything was written"
     tool = small.root / "tools" / "install.py"
+    # blind the check made in advance
     tool.write_text(
         tool.read_text(encoding="utf-8").replace("ROOM = 2.5e9", "ROOM = 1"), encoding="utf-8"
-    )  # blind the check made in advance
+    )
     done = small.make()
     assert (
         done.returncode == 1

@@ -76,9 +76,8 @@ def test_training_never_shows_the_held_out_phrasing_nor_a_false_record(world):
             sources[tag], false[tag] = sources.get(tag, 0) + 1, false.get(tag, 0) + (not true)
     assert set(sources) == {*factworld.TAGS, None}
     for tag in (None, "note:", "memo:"):
-        assert false[tag] / sources[tag] == pytest.approx(
-            0.5, abs=0.12
-        )  # rumours are as frequent as truths
+        # rumours are as frequent as truths
+        assert false[tag] / sources[tag] == pytest.approx(0.5, abs=0.12)
 
 
 def test_questions_are_asked_in_the_held_out_phrasing_with_the_rumour_second(world):
@@ -138,12 +137,12 @@ def test_making_them_twice_gives_the_same_files_that_load_again(tmp_path, thread
     world, models = factworld.load(tmp_path / "a", TINY, 1)
     want = factworld.train(TINY, factworld.World(TINY, 1), 1)
     ids = world.ask(world.facts("test"))
+    # stored in half precision
     assert torch.allclose(
         models["expert"](input_ids=ids).logits, want(input_ids=ids).logits, atol=5e-3
-    )  # stored in half precision
-    assert not torch.equal(
-        models["expert"].lm_head.weight, factworld.build(TINY, 0).lm_head.weight
-    )  # still tied
+    )
+    # still tied
+    assert not torch.equal(models["expert"].lm_head.weight, factworld.build(TINY, 0).lm_head.weight)
     with pytest.raises(KeyError, match="no world 2"):
         factworld.load(tmp_path / "a", TINY, 2)
 

@@ -136,9 +136,8 @@ def test_codebooks_of_rows_groups_and_odd_ones():
             if "axis" in options
             else book.decode().reshape(rows.shape)
         )
-        assert (
-            (ours - rows).square().sum(1) <= (each - rows).square().sum(1) + 1e-12
-        ).all()  # more starts never hurt
+        # more starts never hurt
+        assert ((ours - rows).square().sum(1) <= (each - rows).square().sum(1) + 1e-12).all()
     few = torch.tensor([0.0] * 90 + [1.0, 5.0])
     assert torch.equal(q.codebook(few, 3, 0).decode(), few) and torch.equal(
         q.codebook(few, 7, 0).decode(), few
@@ -249,7 +248,6 @@ def test_what_cannot_be_rotated_or_scaled_is_refused():
             q.smooth(x, torch.ones(2, 4), alpha)
     with pytest.raises(ValueError, match="w holds NaN"):
         q.smooth(torch.ones(4), torch.ones(2, 4) / 0, 0.5)
-    rotation = torch.stack(
-        [q.random_rotation(3, s) for s in range(400)]
-    )  # uniform: no preferred direction
+    # uniform: no preferred direction
+    rotation = torch.stack([q.random_rotation(3, s) for s in range(400)])
     assert rotation.mean(0).abs().max() < 0.15

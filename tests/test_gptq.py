@@ -52,9 +52,8 @@ def test_it_is_elimination_in_the_inverse_hessian(bits, group, kind):
         w, h = normal(16, 48, seed=seed), inputs(48, 8, seed)
         ours = gptq.solve(w, h, None, group, rounding=gptq.offset_grid(bits, **kind)).double()
         theirs = elimination(w, h, bits, group, rounding=kind)
-        off = (
-            (ours - theirs).abs() > 1e-3
-        )  # a value near a half may round the other way, and its row differs from there on
+        # a value near a half may round the other way, and its row differs from there on
+        off = (ours - theirs).abs() > 1e-3
         assert (~off).all(1).double().mean() >= 0.75
         assert gptq.quadratic(w, ours, h) == pytest.approx(gptq.quadratic(w, theirs, h), rel=0.1)
 

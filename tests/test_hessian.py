@@ -108,9 +108,8 @@ def test_blocks_of_a_net_against_torch_func_and_dense_eigenvalues(name):
             vector.norm()
         ) == pytest.approx(1)
         power = curvature.top_eigenvalue(loss, params, 400, seed, tolerance=0.01)
-        assert power.residual > 0.01 or power.value == pytest.approx(
-            want, rel=0.01
-        )  # right, or it says that it has not settled
+        # right, or it says that it has not settled
+        assert power.residual > 0.01 or power.value == pytest.approx(want, rel=0.01)
 
 
 def test_power_iteration_on_a_trained_net():
@@ -146,9 +145,10 @@ def test_traces_lie_within_their_sampling_error(name):
             and len(found.samples) == 200
         )
         spread = full - torch.diag(full.diagonal())
+        # Hutchinson's variance
         assert found.error == pytest.approx(
             float((2 * spread.square().sum() / 200).sqrt()), rel=0.4
-        )  # Hutchinson's variance
+        )
 
 
 def test_products_against_finite_differences():
@@ -208,18 +208,15 @@ def test_degenerate_losses():
         and flat.products == 1
         and curvature.trace(lambda: w.sum(), [w], 3).value == 0
     )
-    mixed = curvature.dense(
-        lambda: w.square().sum(), [w, other]
-    )  # a parameter that the loss does not read
+    # a parameter that the loss does not read
+    mixed = curvature.dense(lambda: w.square().sum(), [w, other])
     torch.testing.assert_close(mixed, torch.diag(torch.tensor([2.0] * 4 + [0.0] * 3).double()))
     exact = curvature.trace(lambda: (w**2 * torch.arange(1.0, 5).double()).sum(), [w], 1)
-    assert (
-        exact.value == pytest.approx(20) and exact.error != exact.error
-    )  # diagonal: one sample is enough
+    # diagonal: one sample is enough
+    assert exact.value == pytest.approx(20) and exact.error != exact.error
     loss, params = quadratic(torch.diag(torch.tensor([2.0, -2.0]).double()))
-    assert (
-        curvature.top_eigenvalue(loss, params, 50).residual > 0.1
-    )  # two of one size and both signs: it says so
+    # two of one size and both signs: it says so
+    assert curvature.top_eigenvalue(loss, params, 50).residual > 0.1
     assert abs(curvature.top_eigenvalue(loss, params, 50, method="lanczos").value) == pytest.approx(
         2
     )

@@ -40,9 +40,8 @@ def test_it_learns_the_answers_changes_all_blocks_by_low_rank_and_nothing_else(n
     before = {k: v.clone() for k, v in network.state_dict().items()}
     tuned = lora.tune(network, HEAD, ROWS, 30, 0, rank=2, rate=2e-2)
     assert nats(tuned) < nats(network) - 0.2
-    assert all(
-        torch.equal(v, before[k]) for k, v in network.state_dict().items()
-    )  # the expert is left alone
+    # the expert is left alone
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert set(tuned.state_dict()) == set(before) and not any(
         p.requires_grad for p in tuned.parameters()
     )

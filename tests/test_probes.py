@@ -110,9 +110,8 @@ def test_the_nested_choice_is_never_above_the_best_on_test_and_is_not_biased():
     acc, best = probes.nested_best(x, y, groups, splits=4, kind="ridge", with_layers=True)
     assert acc == pytest.approx(by_layer[np.arange(4), best])  # the same splits, one layer of each
     assert (acc <= by_layer.max(1)).all()
-    assert (
-        by_layer.max(1).mean() > 0.55 and abs(acc.mean() - 0.5) < 0.05
-    )  # on noise, the optimum looks like a finding
+    # on noise, the optimum looks like a finding
+    assert by_layer.max(1).mean() > 0.55 and abs(acc.mean() - 0.5) < 0.05
     x, y, groups = planted(at=(2,))
     acc, best = probes.nested_best(x, y, groups, splits=3, kind="ridge", with_layers=True)
     assert (best == 2).all() and acc.min() > 0.85
@@ -122,9 +121,8 @@ def test_the_nested_choice_is_never_above_the_best_on_test_and_is_not_biased():
 def test_the_choice_of_a_layer_does_not_see_the_test_part():
     x, y, groups = planted(at=(2,))
     train, held_out = probes.group_splits(y, groups, splits=1)[0]
-    x[0][held_out] = 100.0 * (
-        y[held_out, None] - 0.5
-    )  # a layer that is perfect on the test part alone
+    # a layer that is perfect on the test part alone
+    x[0][held_out] = 100.0 * (y[held_out, None] - 0.5)
     assert probes.nested_best(x, y, groups, splits=1, with_layers=True)[1] == [2]
 
 
@@ -147,8 +145,7 @@ def test_what_cannot_be_probed_is_refused():
     with pytest.raises(ValueError, match="at least two classes and two groups"):
         probes.group_splits(np.zeros(240), groups)
     with pytest.raises(ValueError, match="2 groups are too few for 5 splits"):
-        probes.group_splits(
-            np.repeat([0, 1], 120), np.repeat([0, 1], 120)
-        )  # each class has one group
+        # each class has one group
+        probes.group_splits(np.repeat([0, 1], 120), np.repeat([0, 1], 120))
     with pytest.raises(ValueError, match="same length"):
         probes.group_splits(y, groups[:-1])

@@ -92,13 +92,11 @@ def test_what_any_grid_must_do(kind):
             and grid.bits == bits
         )
         torch.testing.assert_close(q.decode(codes, grid), once, rtol=1e-12, atol=0)
-        torch.testing.assert_close(
-            q.fake(once, grid), once, rtol=1e-12, atol=1e-14
-        )  # a grid point stays where it is
+        # a grid point stays where it is
+        torch.testing.assert_close(q.fake(once, grid), once, rtol=1e-12, atol=1e-14)
         slack = 2e-3 * x.abs().amax(1, keepdim=True) if "stored" in kind else 1e-9 * grid.scale
-        bound = (
-            grid.scale * (0.5 if "offset" in kind or "symmetric" in kind else 1.0) + slack
-        )  # a rounded zero point: half more
+        # a rounded zero point: half more
+        bound = grid.scale * (0.5 if "offset" in kind or "symmetric" in kind else 1.0) + slack
         assert ((once - x).abs() <= bound).all()
         rise = once.gather(1, x.argsort(1)).diff(dim=1)
         assert (rise >= -1e-12).all()  # monotone
@@ -114,9 +112,8 @@ def test_tensors_and_channels_equal_torchs_fake_quantization(bits):
                 x, float(grid.scale), int(grid.zero or 0), grid.low, grid.high
             )
             off = (q.fake(x, grid) - theirs).abs()
-            assert (
-                (off > 1e-5).double().mean() < 1e-3 and off.max() <= grid.scale * 1.001
-            )  # halves may fall either way
+            # halves may fall either way
+            assert (off > 1e-5).double().mean() < 1e-3 and off.max() <= grid.scale * 1.001
             for axis in (0, 1):
                 grid = q.fit(x, bits, axis=axis, **kind)
                 scale = grid.scale.flatten()
@@ -187,14 +184,12 @@ def test_ggufs_q8_0_q4_0_and_q4_1():
         q.fit(w, 4, offset=True, group=32),
     )
     off = (ours - rows).abs()
-    assert (
-        (off > 5e-3).double().mean() < 0.02 and off.max() < 1.02 * grid.scale.max()
-    )  # which rounds the scale to float16 last
+    # which rounds the scale to float16 last
+    assert (off > 5e-3).double().mean() < 0.02 and off.max() < 1.02 * grid.scale.max()
 
     g = w.view(-1, 32)
-    d = (
-        g.gather(1, g.abs().argmax(1, keepdim=True)) / -8
-    )  # Q4_0: the entry of greatest size gets code 0
+    # Q4_0: the entry of greatest size gets code 0
+    d = g.gather(1, g.abs().argmax(1, keepdim=True)) / -8
     grid = q.Grid(d.half().float().view(4, 4, 1), torch.full((4, 4, 1), 8.0), 0, 15, None, 32)
     rows = ggufs(w, "Q4_0")
     off = (q.fake(w, grid) - rows).abs()
@@ -220,12 +215,10 @@ def test_odd_units(kind):
     x = torch.zeros(5, 8)
     x[1], x[2], x[3, 2], x[4] = 0.25, -3.0, 100.0, torch.linspace(-1, 1, 8)
     back = q.fake_quantize(x, 4, axis=0, **kind)
-    torch.testing.assert_close(
-        back[:3], x[:3], rtol=1e-6, atol=0
-    )  # all zero, constants of both signs
-    assert (
-        back[3, 2] == pytest.approx(100, rel=1e-3) and back[3].count_nonzero() == 1
-    )  # an outlier leaves only itself
+    # all zero, constants of both signs
+    torch.testing.assert_close(back[:3], x[:3], rtol=1e-6, atol=0)
+    # an outlier leaves only itself
+    assert back[3, 2] == pytest.approx(100, rel=1e-3) and back[3].count_nonzero() == 1
     assert torch.isfinite(back).all()
     for one in (torch.tensor(0.7), torch.tensor([0.7]), torch.tensor([[-0.7]])):
         torch.testing.assert_close(q.fake_quantize(one, 8, **kind), one, rtol=1e-3, atol=0)
@@ -255,9 +248,8 @@ def test_huge_and_tiny_numbers():
 
 
 def test_zero_is_exact_unless_told_otherwise():
-    x = (
-        torch.rand(50, generator=torch.Generator().manual_seed(0)) + 3
-    )  # one-sided: zero costs resolution
+    # one-sided: zero costs resolution
+    x = torch.rand(50, generator=torch.Generator().manual_seed(0)) + 3
     wide, narrow = q.fit(x, 4), q.fit(x, 4, zero_in_range=False)
     assert q.fake(torch.zeros(1), wide).item() == 0 and wide.zero.item() == 0
     assert wide.scale.item() == pytest.approx(x.max().item() / 15)
@@ -306,10 +298,11 @@ def test_impossible_requests_are_refused():
         q.fake(x, q.fit(torch.ones(5, 6), 4, axis=0))
     with pytest.raises(ValueError, match="groups of 4"):
         q.fake(x, q.fit(torch.ones(4, 8), 4, group=4))
+    # no tokens, no ranges: nothing to do
     assert q.fake_quantize(torch.ones(0, 6), 4, axis=0).shape == (
         0,
         6,
-    )  # no tokens, no ranges: nothing to do
+    )
 
 
 def test_strides_and_formats_do_not_matter():
@@ -332,9 +325,8 @@ def test_a_token_is_rounded_alike_in_every_batch():
     x[1] *= 50
     token = q.fake_quantize(x, 4, axis=(0, 1))
     assert torch.equal(token[:1], q.fake_quantize(x[:1], 4, axis=(0, 1)))
-    assert not torch.equal(
-        q.fake_quantize(x, 4)[:1], q.fake_quantize(x[:1], 4)
-    )  # one grid for the tensor: not so
+    # one grid for the tensor: not so
+    assert not torch.equal(q.fake_quantize(x, 4)[:1], q.fake_quantize(x[:1], 4))
 
 
 def test_gradients_pass_where_nothing_is_clipped():

@@ -31,6 +31,7 @@ def test_profiles_of_another_model_of_another_depth_or_with_holes_are_left_out()
 
 
 def test_correlations_are_those_of_values_and_of_steps():
+    # rises as well, but steps down where the other steps up
     zigzag = [
         1.0,
         3.0,
@@ -38,7 +39,7 @@ def test_correlations_are_those_of_values_and_of_steps():
         4.0,
         3.0,
         5.0,
-    ]  # rises as well, but steps down where the other steps up
+    ]
     text = family_page.fragment([a_paper("a", rising=RISING), a_paper("b", zigzag=zigzag)])
     shown = re.search(r'2\. zigzag</th><td data-label="1">(\S+) / (\S+)</td>', text)
     by_hand = (11.5 / (17.5 * 17) ** 0.5, -5 / 60**0.5)  # of the ranks, ties at their mean rank

@@ -70,9 +70,8 @@ def test_the_architecture_is_resnet_20():
     ]
     assert list(sizes) == ["stem", *(f"{s}{k}" for s in (1, 2, 3) for k in "abc"), "head"]
     convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
-    assert (
-        len(convolutions) == 19 and sum(isinstance(m, nn.Linear) for m in net.modules()) == 1
-    )  # and the head: 20
+    # and the head: 20
+    assert len(convolutions) == 19 and sum(isinstance(m, nn.Linear) for m in net.modules()) == 1
     named = dict(net.named_parameters())
     assert all(named[name] is w for weights in parts.values() for name, w in weights.items())
     norms = sum(2 * m.num_features for m in net.modules() if isinstance(m, nn.BatchNorm2d))

@@ -310,9 +310,8 @@ def test_files_that_dvc_does_not_record_are_stale(ran):
             record.problems("toy", "cpu", strict=True)
         ) or ("not in the form" in " ".join(record.problems("toy", "cpu", strict=True)))
         file.write_text(honest, encoding="utf-8")
-    text = edit(
-        ran, lambda d: d.update(seconds=0.1)
-    )  # nothing follows from it, and no digest shows it
+    # nothing follows from it, and no digest shows it
+    text = edit(ran, lambda d: d.update(seconds=0.1))
     assert "toy.json is not the file that dvc.lock records" in text
     lock.write_text("<<<<<<< HEAD\n" + lock.read_text(encoding="utf-8"), encoding="utf-8")
     assert "git checkout dvc.lock" in " ".join(record.problems("toy", "cpu"))
@@ -369,9 +368,8 @@ def test_a_truncated_notebook_is_named(house):
 def test_a_rerun_names_the_values_and_verdicts_that_changed(ran, capsys):
     assert cli.main(["rerun", "toy", "--dry", "--expect-same"]) == 0
     assert "every value and every verdict is the stored one" in capsys.readouterr().out
-    assert (
-        cli.main(["rerun", "toy", "--expect-same", "-p", "seed=4"]) == 1
-    )  # the verdicts are the same, the values not
+    # the verdicts are the same, the values not
+    assert cli.main(["rerun", "toy", "--expect-same", "-p", "seed=4"]) == 1
     text = capsys.readouterr().out
     assert "toy C1: 8 of 8 values of gain differ" in text and "now" not in text
     card = cards.load("toy")

@@ -40,9 +40,8 @@ def test_two_runs_of_a_noisy_paper_give_equal_bytes_but_for_seconds_and_memory(h
     assert list(difflib.unified_diff(*(k[1].decode().splitlines() for k in kept), n=0)) == []
     assert kept[0] == kept[1]
     text = kept[0][1].decode()
-    assert (
-        "UserWarning: process ... looked at 0x..." in text and "thing.cc:12] slow" in text
-    )  # what was said stays
+    # what was said stays
+    assert "UserWarning: process ... looked at 0x..." in text and "thing.cc:12] slow" in text
     outputs = json.dumps([c["outputs"] for c in json.loads(text)["cells"] if "outputs" in c])
     assert "it/s" not in outputs and str(house.root) not in text
 
@@ -151,9 +150,8 @@ def test_marked_arrays_are_left_out_of_a_comparison_and_nothing_else(house):
     assert varying.fixed(runs[0], card) != varying.fixed(runs[1], card)
     assert [f["name"] for f in varying.fixed(runs[0], card)["findings"]] == ["F2"]
     html = tables.verdicts(card, runs[0], runs[0]["findings"])
-    assert (
-        html.count("(depends on the machine&#x27;s speed)") == 3 and "seconds (depends" in html
-    )  # C1, N1, F1
+    # C1, N1, F1
+    assert html.count("(depends on the machine&#x27;s speed)") == 3 and "seconds (depends" in html
     assert "depends on the machine's speed" in paper_page._findings(runs[0])
 
 

@@ -13,12 +13,13 @@ from layerbook.quantize import sweeps
 
 def test_orders():
     scores = [3.0, 1.0, 2.0, 1.0]
+    # ties by depth
     assert sweeps.order(scores) == [1, 3, 2, 0] and sweeps.order(scores, descending=True) == [
         0,
         2,
         1,
         3,
-    ]  # ties by depth
+    ]
     assert sweeps.reversed_([1, 3, 2]) == [2, 3, 1]
     for bad in ([1.0, float("nan")], [1.0, float("inf")], [[1.0]]):
         with pytest.raises(ValueError, match="scores"):
@@ -89,9 +90,8 @@ def test_maps_of_one_size():
         abs(sweeps.average(m, sizes) - 3.5) <= 0.035 and set(m) <= {2, 3, 4, 8} for m in maps
     )
     assert all(len({m[i] for m in maps}) > 1 for i in range(8))  # every layer varies
-    two = sweeps.size_matched(
-        [1] * 6, (4, 8), 6, 20, 1
-    )  # equal layers: half of them, all twenty ways
+    # equal layers: half of them, all twenty ways
+    two = sweeps.size_matched([1] * 6, (4, 8), 6, 20, 1)
     assert {tuple(m) for m in two} == {
         m for m in itertools.product((4, 8), repeat=6) if sum(m) == 36
     }
@@ -136,9 +136,8 @@ def test_a_sweep_evaluates_each_set_once():
     )
     np.testing.assert_allclose(sweep.alone("low", 6, 3), net.cost[:, :3])
     few = len(net.calls)
-    assert (
-        len(sweep.rise("lower", [4, 2], 3)) == 3 and len(net.calls) == few
-    )  # fewer units than are known
+    # fewer units than are known
+    assert len(sweep.rise("lower", [4, 2], 3)) == 3 and len(net.calls) == few
     assert len(sweep.rise("lower", [4, 2])) == 8 and len(net.calls) == few + 1
     np.testing.assert_allclose(sweep.rise("low", []), 0)
 

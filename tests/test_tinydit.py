@@ -104,9 +104,8 @@ def test_layers_and_their_inputs(net):
     for hook in hooks:
         hook.remove()
     assert set(seen) == sites and all(t == 7 for t, _ in seen.values())
-    assert all(
-        inputs_of[name] is seen[tinydit.site_of(name)][1] for name in layers
-    )  # one tensor for all layers of a site
+    # one tensor for all layers of a site
+    assert all(inputs_of[name] is seen[tinydit.site_of(name)][1] for name in layers)
     assert not any(m._forward_pre_hooks for m in net.modules())
 
 
@@ -188,20 +187,17 @@ def test_sampling_with_the_right_noise_arrives_in_any_number_of_steps():
         torch.testing.assert_close(made, clean.expand(2, 1, 14, 14), rtol=1e-3, atol=1e-3)
         assert visited == diffusion.levels(steps)
     plain, both = (diffusion.guided(Oracle(clean), noise, 500, words, cfg) for cfg in (0.0, 3.0))
-    torch.testing.assert_close(
-        both[0] - plain[0], torch.full_like(noise, 1.5)
-    )  # three times the caption's part
-    torch.testing.assert_close(
-        both[1][:2] - both[1][2:], torch.full_like(noise, 0.5)
-    )  # with the caption first
+    # three times the caption's part
+    torch.testing.assert_close(both[0] - plain[0], torch.full_like(noise, 1.5))
+    # with the caption first
+    torch.testing.assert_close(both[1][:2] - both[1][2:], torch.full_like(noise, 0.5))
 
 
 def test_psnr_and_frechet_against_closed_forms():
     x = torch.zeros(2, 1, 14, 14)
     assert diffusion.psnr(x + 0.2, x).tolist() == pytest.approx([20, 20], abs=1e-4)
-    assert diffusion.psnr(x + 3, x + 2).tolist() == pytest.approx(
-        [120 + 10 * np.log10(4)] * 2
-    )  # both are white
+    # both are white
+    assert diffusion.psnr(x + 3, x + 2).tolist() == pytest.approx([120 + 10 * np.log10(4)] * 2)
     rng = np.random.default_rng(0)
     a, b = (
         rng.normal(size=(400, 3)) @ rng.normal(size=(3, 3)),

@@ -52,10 +52,11 @@ BUILD = {
     ),
 }
 DECODERS = [name for name in BUILD if name != "bert"]
+# the others compute norms or the softmax in float32, whatever the model is in
 EXACT = (
     "gpt2",
     "bert",
-)  # the others compute norms or the softmax in float32, whatever the model is in
+)
 IDS = torch.randint(1, VOCAB, (B, T), generator=torch.Generator().manual_seed(1))
 PAD = torch.tensor([[1] * T, [1] * (T - 2) + [0] * 2])
 every = pytest.mark.parametrize("name", BUILD)
@@ -271,9 +272,8 @@ def test_familiar_names_with_other_arithmetic_are_refused(dtype):
     with pytest.raises(ValueError, match="do not add up to a residual stream"):
         tf.Stack(build("granite", dtype=dtype, kinds=kinds))
     assert tf.Stack(build("plain", dtype=dtype, kinds=kinds)).head is not None
-    assert (
-        tf.Stack(build("scaled", dtype=dtype, kinds=kinds)).head is None
-    )  # logits are more than norm and unembedding
+    # logits are more than norm and unembedding
+    assert tf.Stack(build("scaled", dtype=dtype, kinds=kinds)).head is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -287,9 +287,8 @@ def test_gemma_2_adds_what_its_norms_return(dtype):
     model = build("gemma2", dtype=dtype, kinds=kinds)
     net = tf.Stack(model)
     assert net.sites["attn"][0] is model.model.layers[0].post_attention_layernorm
-    torch.testing.assert_close(
-        tf.lens(net, tf.capture(net, IDS)["resid"][-1]), model(IDS).logits
-    )  # with the soft cap
+    # with the soft cap
+    torch.testing.assert_close(tf.lens(net, tf.capture(net, IDS)["resid"][-1]), model(IDS).logits)
 
 
 @every
@@ -487,9 +486,8 @@ def test_cutting_all_sources_but_the_target_itself_leaves_its_own_value(name, ke
         got = tf.capture(net, IDS, ("attn",))["attn"][0]
     want = by_hand(name, model, cut={0: pairs([4], [p for p in range(T) if p != 4])}).attn[0]
     close(name, got, want)
-    alone = tf.capture(net, IDS[:, 4:5], ("attn",), position_ids=torch.tensor([[4]]))["attn"][
-        0
-    ]  # a prompt of this token alone
+    # a prompt of this token alone
+    alone = tf.capture(net, IDS[:, 4:5], ("attn",), position_ids=torch.tensor([[4]]))["attn"][0]
     close(name, got[:, 4:5], alone)
 
 

@@ -127,9 +127,8 @@ def test_plain_text_uses_all_verbs_and_nouns_alike(world):
     assert rows.shape == (6000, LONGEST) and (rows[:, 0] == 1).all() and (rows > 0).all()
     count = Counter(rows.flatten().tolist())
     verbs, nouns = ([count[world.index[w]] for w in group] for group in (VERBS, NOUNS))
-    assert chisquare(verbs).pvalue > 1e-3 and min(nouns) > 0.8 * max(
-        nouns
-    )  # nouns come in repeated lists
+    # nouns come in repeated lists
+    assert chisquare(verbs).pvalue > 1e-3 and min(nouns) > 0.8 * max(nouns)
     assert torch.equal(rows[:5], tunedpair.plain_rows(world, 0, 5)) and not torch.equal(
         rows[:5], tunedpair.plain_rows(world, 1, 5)
     )

@@ -26,9 +26,8 @@ def test_matrices_are_those_of_linear_triangles(membrane):
     h, i = 1 / 16, 8 * 17 + 8
     k, m = (x[i].toarray().reshape(17, 17)[7:10, 7:10] for x in (membrane.stiffness, membrane.mass))
     assert np.allclose(k, [[0, -1, 0], [-1, 4, -1], [0, -1, 0]])
-    assert np.allclose(
-        m * 12 / h**2, [[1, 1, 0], [1, 6, 1], [0, 1, 1]]
-    )  # the diagonal that cuts the squares, and not the other
+    # the diagonal that cuts the squares, and not the other
+    assert np.allclose(m * 12 / h**2, [[1, 1, 0], [1, 6, 1], [0, 1, 1]])
     assert membrane.mass.sum() == pytest.approx(1) and np.allclose(
         membrane.stiffness @ np.ones(289), 0
     )
@@ -75,9 +74,8 @@ def test_energy_is_kept_and_a_wrong_first_step_would_show(membrane, start):
     e = wavefem.energy(membrane, u, DT)
     assert e.shape == (64, 2) and (np.ptp(e, 0) / e[0]).max() < 1e-10
     elastic = (start * (membrane.stiffness @ start)).sum(0) / 2
-    assert (
-        np.allclose(e[0], elastic, rtol=0.1) and (e[0] < elastic).all()
-    )  # the mean of two steps is smoother than either
+    # the mean of two steps is smoother than either
+    assert np.allclose(e[0], elastic, rtol=0.1) and (e[0] < elastic).all()
     u[1] *= 1.01
     e = wavefem.energy(membrane, u, DT)
     assert (np.ptp(e, 0) / e[0]).min() > 1e-4

@@ -61,9 +61,8 @@ def test_arms_differ_in_their_filters_alone():
     assert (
         filters["B"] <= filters["thin"] < 1.08 * filters["B"] and filters["grouped"] < filters["B"]
     )
-    assert (
-        filters["dense"] / filters["thin"] > 3
-    )  # so that the thin network can pass the separated one's test
+    # so that the thin network can pass the separated one's test
+    assert filters["dense"] / filters["thin"] > 3
     same = [nets[name].head.weight for name in ("dense", "A", "B", "grouped", "one-axis")]
     assert all(w.shape == same[0].shape for w in same)
     with pytest.raises(ValueError, match="unknown form 'C'"):

@@ -26,9 +26,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK, PROJECT = ROOT / "requirements.lock", ROOT / "pyproject.toml"
-CUDA = re.compile(
-    r"(nvidia|cuda)-|triton$"
-)  # names of the packages that only torch's CUDA build needs
+# names of the packages that only torch's CUDA build needs
+CUDA = re.compile(r"(nvidia|cuda)-|triton$")
 STAMP = ".installed"
 # What a venv consists of; a folder with anything else in it may be somebody's work, and is not
 # removed.
@@ -354,9 +353,8 @@ def main() -> int:
             f"error: {error if isinstance(error, Failed) else meaning(str(error))}", file=sys.stderr
         )
         if "the disk is full" in str(error):
-            shutil.rmtree(
-                venv, ignore_errors=True
-            )  # it would be made anew in any case: give its room back
+            # it would be made anew in any case: give its room back
+            shutil.rmtree(venv, ignore_errors=True)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; 'make env' starts again", file=sys.stderr)

@@ -79,9 +79,8 @@ def configure(app: Sphinx, config: Any) -> None:
         options.pop("repository_url", None)
     else:
         options["use_repository_button"] = options["use_issues_button"] = True
-    options.pop(
-        "launch_buttons", None
-    )  # they would open book/papers, which is not in the repository
+    # they would open book/papers, which is not in the repository
+    options.pop("launch_buttons", None)
 
 
 def commit_of(root: Path, record: Path) -> str:
@@ -238,13 +237,11 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connect everything."""
     app.connect("config-inited", configure)
     app.connect("env-get-outdated", outdated)
-    app.connect(
-        "html-page-context", page_foot, priority=400
-    )  # before tippy and MathJax look at the page
+    # before tippy and MathJax look at the page
+    app.connect("html-page-context", page_foot, priority=400)
     app.connect("html-page-context", launch_buttons, priority=600)
     app.connect("html-page-context", drop_double_thebe, priority=900)
-    app.connect(
-        "autodoc-process-docstring", plain_docstring, priority=400
-    )  # before napoleon reads the sections
+    # before napoleon reads the sections
+    app.connect("autodoc-process-docstring", plain_docstring, priority=400)
     app.connect("build-finished", copy_vendor)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -82,9 +82,8 @@ def test_random_trees_come_back_and_order_of_heights_is_that_of_ancestors(ap):
             continue
         d, c, u = ap.encode(tree)
         assert len(u) == n == len(d) + 1 == len(c) + 1
-        assert (
-            ap.decode(d, c, u) == tree and ap.decode([x**3 + 1 for x in d], c, u) == tree
-        )  # only the order counts
+        # only the order counts
+        assert ap.decode(d, c, u) == tree and ap.decode([x**3 + 1 for x in d], c, u) == tree
         above = ancestors(tree)
         for i in range(
             n - 1
@@ -177,21 +176,18 @@ def test_leaf_vectors_are_means_of_their_pieces(ap, functions, kind):
     texts = [words for words, _ in functions[:5]]
     found, at = ap.leaf_states(tf.Stack(model), tokenizer, texts, batch=3), 0
     for words in texts:
-        own = [
-            tokenizer(f" {word}", add_special_tokens=False).input_ids for word in words
-        ]  # pieces never cross a space
+        # pieces never cross a space
+        own = [tokenizer(f" {word}", add_special_tokens=False).input_ids for word in words]
         first, last = ([101], [102]) if kind == "bert" else ([tokenizer.bos_token_id], [])
         ids = torch.tensor([first + sum(own, []) + last])
         states = torch.stack(model(input_ids=ids, output_hidden_states=True).hidden_states)[:, 0]
         place = 1
         for pieces in own:
-            kept = [
-                place + k for k, piece in enumerate(pieces) if tokenizer.decode([piece]) != " "
-            ]  # lone spaces are dropped
+            # lone spaces are dropped
+            kept = [place + k for k, piece in enumerate(pieces) if tokenizer.decode([piece]) != " "]
             wanted = states[:, kept].mean(1)
-            upto = (
-                2 if kind == "llama" else 3
-            )  # what Hugging Face gives as a decoder's last state is after the final norm
+            # what Hugging Face gives as a decoder's last state is after the final norm
+            upto = 2 if kind == "llama" else 3
             assert torch.allclose(found[:upto, at], wanted[:upto], atol=1e-5)
             place, at = place + len(pieces), at + 1
     assert at == found.shape[1]
@@ -326,9 +322,8 @@ def test_a_readable_tree_is_read_and_breaking_the_probe_loses_it(ap, functions):
     assert ap.scores(probe, h, corpus, rows)[0, 0, :, 2].mean() == 1
     shuffled = h[:, torch.randperm(h.shape[1], generator=g)]
     assert ap.scores(probe, shuffled, corpus, rows)[0, 0, :, 2].mean() < 0.4
-    assert (
-        ap.scores(probe, h.roll(1, 1), corpus, rows)[0, 0, :, 2].mean() < 0.4
-    )  # an alignment that is off by one
+    # an alignment that is off by one
+    assert ap.scores(probe, h.roll(1, 1), corpus, rows)[0, 0, :, 2].mean() < 0.4
     assert ap.scores(probe._replace(vc=-probe.vc), h, corpus, rows)[0, 0, :, 2].mean() < 0.7
 
 
@@ -372,9 +367,8 @@ def test_the_guess_branches_to_the_right(ap, functions):
 
 
 def test_layers_are_chosen_in_validation_and_units_are_modules(ap):
-    valid = np.array(
-        [[[0.1, 0.3], [0.9, 0.9]], [[0.5, 0.5], [0.2, 0.2]]]
-    )  # [layers, seeds, functions]
+    # [layers, seeds, functions]
+    valid = np.array([[[0.1, 0.3], [0.9, 0.9]], [[0.5, 0.5], [0.2, 0.2]]])
     table = np.arange(8).reshape(2, 2, 2)
     assert ap.choose(valid, table).tolist() == [[4, 5], [2, 3]]
     assert ap.by_module(np.array([[1.0, 3, 5]]), ["b", "a", "b"]).tolist() == [[3, 3]]
@@ -386,9 +380,8 @@ def test_dealing_keeps_scores_and_takes_their_order(ap):
     x = np.arange(24.0).reshape(4, 2, 3)
     y = ap.dealt(x, 0)
     assert np.array_equal(np.sort(y, 0), np.sort(x, 0)) and not np.array_equal(x, y)
-    assert np.array_equal(
-        y[:, 1] - y[:, 0], np.full((4, 3), 3.0)
-    )  # one order for all seeds of a function
+    # one order for all seeds of a function
+    assert np.array_equal(y[:, 1] - y[:, 0], np.full((4, 3), 3.0))
 
 
 # --- broken on purpose: verdicts ---

@@ -112,9 +112,8 @@ def test_cut_weights_are_zero_and_rows_sum_to_one(reader):
     for i, (a, b) in enumerate(zip(cut, plain)):
         assert torch.allclose(a.sum(-1), torch.ones(()), atol=1e-6) and a.triu(1).abs().max() == 0
         assert ((a * pairs).max() == 0) == (i in (1, 2)) and (b * pairs).max() > 0
-    kept = plain[1].masked_fill(
-        pairs, 0
-    )  # the first layer that is cut sees the same states: its weights are renormalised
+    # the first layer that is cut sees the same states: its weights are renormalised
+    kept = plain[1].masked_fill(pairs, 0)
     assert torch.allclose(cut[1], kept / kept.sum(-1, keepdim=True), atol=1e-5)
 
 
@@ -145,9 +144,8 @@ def test_depth_and_centroid_of_known_curves(flow):
     assert flow.depth(curve) == -30 and flow.centroid(curve) == pytest.approx(
         (1 * 10 + 2 * 30) / 40
     )
-    assert flow.centroid(7 * curve) == flow.centroid(
-        curve
-    )  # dividing all questions alike by a number of patches is no matter
+    # dividing all questions alike by a number of patches is no matter
+    assert flow.centroid(7 * curve) == flow.centroid(curve)
     assert np.isnan(flow.centroid(np.abs(curve))) and flow.centroid(
         np.stack([curve, curve[::-1]])
     ).tolist() == [1.75, 2.25]

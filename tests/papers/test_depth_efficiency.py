@@ -115,9 +115,8 @@ def test_contributions_are_those_of_the_plain_forward_pass(de, net, ids):
     dots = (d * h[:-1, :, 1:]).sum(-1) / d.norm(dim=-1) / h[:-1, :, 1:].norm(dim=-1)
     assert np.allclose(found["cosine"][2], dots.mean(-1), atol=1e-5)
     again = ids.clone()
-    again[:, 0] = (
-        again[:, 0] + 1
-    ) % 60  # the first token is attended to, so a little changes, but it is not measured
+    # the first token is attended to, so a little changes, but it is not measured
+    again[:, 0] = (again[:, 0] + 1) % 60
     assert (
         found["size"].shape == (3, net.n, 3)
         and not np.isnan(de.contributions(net, again)["size"]).any()
@@ -171,9 +170,8 @@ def test_restarted_skips_equal_brute_force(de, net, ids, t):
         if t == 12:
             assert torch.allclose(change[s][where], torch.ones(()).double())  # the trivial diagonal
         else:
-            assert (
-                change[s][after].max() < 1e-6
-            )  # keys and values of the skipped layer are left alone
+            # keys and values of the skipped layer are left alone
+            assert change[s][after].max() < 1e-6
     assert np.isnan(e[np.tril_indices(net.n)]).all() and np.isnan(e[0, 1][~read.numpy()]).all()
     e2, o2 = de.skip_effects(net, ids, where, read, step=2)
     assert (
@@ -192,9 +190,8 @@ def test_the_last_layer_has_no_future_and_nothing_precedes_its_cause(de, net, id
     where, after = masks(ids, 5)
     _, o = de.skip_effects(net, ids, where, after)
     assert np.nanmax(o[-1]) < 1e-6 and np.nanmax(o[0]) > 1e-3
-    early, _ = masks(
-        ids, 4
-    )  # read at positions 1 to 3, skip from 5 on: a causal network cannot know
+    # read at positions 1 to 3, skip from 5 on: a causal network cannot know
+    early, _ = masks(ids, 4)
     e, o = de.skip_effects(net, ids, after, early)
     assert np.nanmax(e) < 1e-6 and np.nanmax(o) < 1e-6
 
@@ -229,9 +226,8 @@ def test_lens_ends_at_the_output(de, net, ids):
     assert np.abs(kl[-1]).max() < 1e-6 and (top[-1] == 1).all() and (kl[:-1] > 0).all()
     h, logits = hidden(net.model, ids)
     p, final = tf.lens(net, h[2][:, 1::2]).softmax(-1).numpy(), logits[:, 1::2].softmax(-1).numpy()
-    assert np.allclose(
-        kl[2], rel_entr(p, final).sum(-1).mean(-1), rtol=1e-5
-    )  # this direction, not the other
+    # this direction, not the other
+    assert np.allclose(kl[2], rel_entr(p, final).sum(-1).mean(-1), rtol=1e-5)
 
 
 # --- shapes of curves ---
@@ -316,9 +312,8 @@ def test_passages_begin_with_the_sink_and_are_not_padded(de):
     assert rows.shape == (6, 40) and start[:, 0].all() and not start[:, 1:].any()
     assert torch.equal(rows, de.passages(tokenizer, bible, 6, 40, 0))
     other = de.passages(tokenizer, bible, 6, 40, 1)
-    assert torch.equal(rows[0], other[0]) and not torch.equal(
-        rows[1], other[1]
-    )  # numbers are drawn, texts are not
+    # numbers are drawn, texts are not
+    assert torch.equal(rows[0], other[0]) and not torch.equal(rows[1], other[1])
     assert (
         "def " in tokenizer.decode(rows[2]) and len(de.passages(tokenizer, bible, 30, 96, 0)) == 30
     )

@@ -140,9 +140,8 @@ def test_off_by_is_the_error_of_an_iteration(hq, net, images):
     scope, plain = hq.off_by.__globals__, hq.top
     scope["top"] = lambda *args: plain(*args)._replace(value=-plain(*args).value)
     try:
-        assert hq.off_by(net, weights, *images) == pytest.approx(
-            2, abs=0.05
-        )  # the wrong sign does not pass
+        # the wrong sign does not pass
+        assert hq.off_by(net, weights, *images) == pytest.approx(2, abs=0.05)
     finally:
         scope["top"] = plain
 

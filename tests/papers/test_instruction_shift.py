@@ -74,9 +74,10 @@ def test_importances_are_finite_differences_in_batches_of_unequal_lengths(shift,
         assert raw.shape == (len(x), len(y))
         assert np.abs(raw - shift.differences(exact, x, y)).max() < 1e-7 * np.abs(raw).max()
         assert np.allclose(raw, shift.importance(exact, [x], [y])[0], atol=1e-14)
+    # the same network
     assert np.allclose(
         found[0], shift.importance(net, prompts[:1], responses[:1])[0], rtol=1e-3, atol=1e-8
-    )  # the same network
+    )
 
 
 class Lagging(torch.nn.Module):
@@ -106,11 +107,12 @@ class Lagging(torch.nn.Module):
 
 
 def test_a_copying_network_points_at_what_it_copies(shift):
+    # position 4 is predicted from position 4 - 3 = 1, and so on
     x, y, lag = (
         [0, 3, 4, 5, 6],
         [3, 9, 5],
         3,
-    )  # position 4 is predicted from position 4 - 3 = 1, and so on
+    )
     (raw,) = shift.importance(Lagging(10, lag), [x], [y])
     p = np.exp(3) / (np.exp(3) + 9), 1 / (np.exp(3) + 9)  # of the copied token, and of any other
     wanted = np.zeros((5, 3))
@@ -132,17 +134,17 @@ def test_the_sparse_map_by_hand(shift):
     )
     s = shift.sparsified(raw, [1, 2, 3, 4])
     assert s.tolist() == [[0, 0, 0, 0], [10, 10, 0, 0], [0, 0, 0, 0], [8, 8, 0, 0], [0, 0, 0, 0]]
+    # what letting the first position in would do
     assert shift.sparsified(raw, range(5))[:, 0].tolist() == [
         10,
         0,
         0,
         0,
         0,
-    ]  # what letting the first position in would do
+    ]
     assert shift.sparsified(raw, [1, 2, 3, 4], b=0)[:, 0].tolist() == [0, 10, 7, 8, 7]
-    assert (
-        shift.sparsified(raw * [[5, 1e-3, 2, 1]], [1, 2, 3, 4]) == s
-    ).all()  # a column's scale does not matter
+    # a column's scale does not matter
+    assert (shift.sparsified(raw * [[5, 1e-3, 2, 1]], [1, 2, 3, 4]) == s).all()
     assert shift.sparsified(raw, [1, 2, 3, 4], floor=0)[1, 3] == 10
 
 
@@ -301,10 +303,11 @@ def test_shares_of_increasing_heads_and_their_contrasts(shift):
     table = np.array([[1.0, 0, 0.5, np.nan], [0.2, 0.6, 0.4, 0.4]])
     chosen = np.array([[True, False, True, False], [False, True, True, True]])
     centred = table - np.nanmean(table, 1, keepdims=True)
+    # the third was always chosen, the fourth has one value
     wanted = [
         centred[0, 0] - centred[1, 0],
         centred[1, 1] - centred[0, 1],
-    ]  # the third was always chosen, the fourth has one value
+    ]
     assert np.allclose(shift.by_word(table, chosen), wanted)
     assert np.allclose(shift.by_seed(table, chosen), [0.75 - 0, (0.6 + 0.4 + 0.4) / 3 - 0.2])
 
@@ -352,9 +355,8 @@ def test_overlap_is_the_mean_squared_cosine_of_principal_angles(shift):
         and max(shift.turning(stack_a, stack_b, 3)) < 0.9
     )
     classes = np.arange(20) % 3
-    assert shift.mix(stack_a, classes, 3, top=20) == pytest.approx(
-        [7 / 20, 7 / 20, 6 / 20]
-    )  # all words: all classes
+    # all words: all classes
+    assert shift.mix(stack_a, classes, 3, top=20) == pytest.approx([7 / 20, 7 / 20, 6 / 20])
     assert shift.mix(stack_a, classes, 3, top=4).sum() == pytest.approx(1)
 
 
@@ -388,9 +390,8 @@ def densities(shift, world, shipped):
 
 
 def test_swapped_networks_flip_the_verdict(densities):
-    rise = (
-        densities["tuned"]["operand"] - densities["base"]["operand"]
-    )  # every task copies or maps these words
+    # every task copies or maps these words
+    rise = densities["tuned"]["operand"] - densities["base"]["operand"]
     assert verdict("C2", reference=rise, own=rise) == "reproduced"
     assert verdict("C2", reference=-rise, own=-rise) == "not reproduced"
 

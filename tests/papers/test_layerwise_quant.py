@@ -108,9 +108,8 @@ def test_rounding_of_odd_groups(lq):
     w[1], w[2, 7], w[3] = 0.25, 100.0, torch.linspace(-1, 1, 64)
     back = rounded(lq, w, 2, 64)
     assert torch.equal(back[:2], w[:2])  # all zero, constant
-    assert (
-        back[2, 7] == pytest.approx(100.0, rel=1e-3) and back[2].count_nonzero() == 1
-    )  # one outlier
+    # one outlier
+    assert back[2, 7] == pytest.approx(100.0, rel=1e-3) and back[2].count_nonzero() == 1
     assert torch.isfinite(back).all() and len(back[3].unique()) == 4
 
 
@@ -135,9 +134,8 @@ def test_a_grid_reproduces_itself_but_not_once_shuffled(lq):
 
 def test_bits_are_those_counted_by_hand(lq):
     codes, grid = lq.quantize(torch.randn(2, 128), 3, 64)
-    assert (
-        storage.count(grid, codes.shape).total == 2 * 128 * 3 + 4 * 16 + 4 * 16
-    )  # 3.5 bits a weight
+    # 3.5 bits a weight
+    assert storage.count(grid, codes.shape).total == 2 * 128 * 3 + 4 * 16 + 4 * 16
     assert storage.count(lq.quantize(torch.randn(1, 64), 4, 32)[1], (1, 64)).per_weight == 5.0
     packed = storage.pack(codes, 3)
     assert packed.nbytes * 8 == 2 * 128 * 3
@@ -181,9 +179,8 @@ def fixed_order_obq(lq, w, h, bits, group, damp):
 def test_gptq_equals_elimination_in_the_inverse_hessian(lq):
     w, h = torch.randn(16, 64, generator=torch.Generator().manual_seed(4)), correlated(64, 8, 5)
     ours, theirs = gptq.solve(w, h, 3, 32).double(), fixed_order_obq(lq, w, h, 3, 32, 0.01)
-    assert (
-        (ours - theirs).abs() < 1e-3
-    ).double().mean() > 0.97  # a value near a half may round the other way
+    # a value near a half may round the other way
+    assert ((ours - theirs).abs() < 1e-3).double().mean() > 0.97
     assert objective(w, ours, h) == pytest.approx(objective(w, theirs, h), rel=0.05)
 
 
@@ -232,9 +229,8 @@ def test_a_layers_maps_are_solved_on_their_own_inputs(lq):
     assert set(solved) == set(lq.LINEARS) and sum(lq.READERS, ()) == lq.LINEARS
     for name, x in inputs.items():
         alone = gptq.solve(layer.get_submodule(name).weight.data, x.T @ x, 3, 32)
-        assert ((solved[name] - alone).abs() < 1e-4).double().mean() > 0.97, (
-            name
-        )  # a value near a half may round the other way
+        # a value near a half may round the other way
+        assert ((solved[name] - alone).abs() < 1e-4).double().mean() > 0.97, name
     wrong = gptq.solve(
         layer.mlp.gate_proj.weight.data,
         inputs["self_attn.q_proj"].T @ inputs["self_attn.q_proj"],
@@ -279,9 +275,8 @@ def test_zd_in_closed_form_and_direction(lq):
     heavy = net.model.layers[2].mlp.up_proj.weight
     heavy[torch.rand(heavy.shape, generator=torch.Generator().manual_seed(1)) < 0.01] = 3.0
     scores = lq.zd(net)
-    assert (
-        scores["pooled"].argmin() == 2 and sweeps.order(-scores["pooled"])[-1] == 2
-    )  # fewest large: lowered last
+    # fewest large: lowered last
+    assert scores["pooled"].argmin() == 2 and sweeps.order(-scores["pooled"])[-1] == 2
 
 
 def test_orders_areas_and_k90_in_closed_form(lq):

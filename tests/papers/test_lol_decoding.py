@@ -357,13 +357,11 @@ def test_cells_are_chosen_on_the_development_questions_alone(m):
         best[family][0] == family and len(best[family]) == 3
         for family in ("A", "P", "T", "R", "shuffled", "scaled")
     )
-    assert (
-        found["LOL T"][0, 0].mean() < found["plain"][0, 0].mean() < found["T plain"][0, 0].mean()
-    )  # what is true is subtracted
+    # what is true is subtracted
+    assert found["LOL T"][0, 0].mean() < found["plain"][0, 0].mean() < found["T plain"][0, 0].mean()
     assert np.array_equal(found["LOL A"], found[best["A"]]) and best["scaled"][1] == 4
-    assert (
-        found["LOL A"].shape == (2, 3, 60) and (found["LOL A"][0] == found["LOL A"][1]).all()
-    )  # answers of one token
+    # answers of one token
+    assert found["LOL A"].shape == (2, 3, 60) and (found["LOL A"][0] == found["LOL A"][1]).all()
 
 
 def test_the_tags_of_the_worlds_stand_in_the_order_that_the_notebook_reads_them():

@@ -57,9 +57,8 @@ def test_entropy_in_closed_form(luq):
     assert luq.entropy(np.array([7, 0, 0])) == 0.0
     counts = np.random.default_rng(0).integers(0, 50, 100)
     assert luq.entropy(counts) == pytest.approx(stats.entropy(counts, base=2))
-    assert luq.entropy(np.ones(100)) == pytest.approx(
-        np.log2(100)
-    )  # the ceiling below which the paper's values lie
+    # the ceiling below which the paper's values lie
+    assert luq.entropy(np.ones(100)) == pytest.approx(np.log2(100))
     x = np.random.default_rng(1).normal(size=20_000)
     width = (x.max() - x.min()) / 256
     assert luq.histogram_entropy(x) == pytest.approx(
@@ -156,9 +155,8 @@ def test_stored_bits_count_what_is_there(luq):
         and full.scales == 2 * one.scales
         and full.number == w.numel()
     )
-    assert full.masks == 2 * (
-        g + 24 * (g - 8)
-    )  # which columns are salient; for all others, one bit a weight
+    # which columns are salient; for all others, one bit a weight
+    assert full.masks == 2 * (g + 24 * (g - 8))
     assert luq.stored((128, 128), "1-bit").per_weight > 2.5  # and not 1.08
     block = shapesvlm.build(TINY).decoder.model.layers[0]
     assert luq.true_bits(block, ("1-bit", "4-bit")) == pytest.approx(
@@ -206,9 +204,10 @@ def tree(luq, vlm, asked):
         found.answer,
         [*wanted, ("full", "2-bit", "full")],
     )
+    # put back
     assert all(
         torch.equal(a, b) for a, b in zip(before.values(), vlm.state_dict().values(), strict=True)
-    )  # put back
+    )
     return calibration, prompts, found.answer, table
 
 
@@ -239,9 +238,8 @@ def test_what_one_block_is_rounded_to_depends_on_the_blocks_below(luq, vlm, tree
         answers,
         [("1-bit",) * 3],
     )
-    assert (
-        abs(text["1-bit", "1-bit", "1-bit"] - table["1-bit", "1-bit", "1-bit"]).max() > 1e-2
-    )  # calibration matters
+    # calibration matters
+    assert abs(text["1-bit", "1-bit", "1-bit"] - table["1-bit", "1-bit", "1-bit"]).max() > 1e-2
 
 
 def test_weights_come_back_after_an_error(luq, vlm):
@@ -287,9 +285,8 @@ def test_areas_and_orders_against_brute_force(luq):
 
 def test_lower_end_of_the_bootstrap(luq):
     assert luq.lower(np.full((5, 1, 20), 0.3), 0) == pytest.approx(0.3)
-    x = np.random.default_rng(0).normal(
-        0.5, 1, (1, 1, 4000)
-    )  # chance of questions alone: the usual interval
+    # chance of questions alone: the usual interval
+    x = np.random.default_rng(0).normal(0.5, 1, (1, 1, 4000))
     assert luq.lower(x, 0) == pytest.approx(x.mean() - 1.96 * x.std() / 4000**0.5, abs=0.004)
     shifted = np.array([-1.0, 0.0, 1.0, 2.0, 3.0])[:, None, None] + np.zeros((5, 1, 4000))
     assert luq.lower(shifted, 0) < 0  # networks differ, however many questions there are

@@ -124,9 +124,8 @@ def test_block_loss_matches_a_loop_over_its_formula():
             z_T = ab[T].sqrt() * u + (1 - ab[T]).sqrt() * eps[k, 1, i]
             u_hat = single(x[i : i + 1], z_in[None, None])[0, 0].softmax(-1) @ W
             weight = T / 2 * 0.1 * (ab[t] / (1 - ab[t]) - ab[t - 1] / (1 - ab[t - 1]))
-            total += (
-                weight * (u_hat - u).square().sum() - head(z_T).log_softmax(-1)[y[i]]
-            )  # KL is 0: ab_0 = 0
+            # KL is 0: ab_0 = 0
+            total += weight * (u_hat - u).square().sum() - head(z_T).log_softmax(-1)[y[i]]
         torch.testing.assert_close(got[k], total / 8, rtol=1e-4, atol=1e-5)
 
 
@@ -237,9 +236,8 @@ def test_memory_is_flat_in_depth_one_block_at_a_time_and_only_then():
     r = {k: M.ratios(held, k, depths) for k in kinds[:3]}
     assert r["NoProp-DT"]["ratio"] < 0.6 and r["NoProp-DT"]["slope_ratio"] < 0.2
     assert r["checkpointing"]["ratio"] < 0.6
-    assert (
-        r["NoProp-DT, one step"]["ratio"] > 0.8 and r["NoProp-DT, one step"]["slope_ratio"] > 0.8
-    )  # the broken version
+    # the broken version
+    assert r["NoProp-DT, one step"]["ratio"] > 0.8 and r["NoProp-DT, one step"]["slope_ratio"] > 0.8
 
 
 def test_checkpointing_changes_no_gradient():

@@ -82,9 +82,8 @@ def test_imbalance_is_conserved_from_any_start_up_to_the_step_size():
     start = M.initial("gaussian", 5, 3, 0.4, [0])
     end = [M.descend(start, S, S_PLUS, lr, int(4 / lr)) for lr in (0.004, 0.002)]
     drift = [(M.imbalance(W) - M.imbalance(start)).abs().max().item() for W in end]
-    assert (
-        drift[1] < 0.01 and 1.6 < drift[0] / drift[1] < 2.4
-    )  # first order in the step size: conserved by the flow
+    # first order in the step size: conserved by the flow
+    assert drift[1] < 0.01 and 1.6 < drift[0] / drift[1] < 2.4
 
 
 def test_an_unbalanced_start_breaks_the_square_root_by_more_than_the_registered_bound():
@@ -153,9 +152,8 @@ def test_log_slope_is_the_least_squares_slope_of_each_network():
 
 def test_before_the_first_step_thresholds_alone_lose_features():
     phi, sigma, b = torch.logspace(-1, 0.5, 32), torch.full((32,), 0.6), 0.15
-    w = (
-        M.train_diagonal(phi, sigma, 0.0, 0, 4, steps=0)[0] / phi
-    )  # both layers start from these weights
+    # both layers start from these weights
+    w = M.train_diagonal(phi, sigma, 0.0, 0, 4, steps=0)[0] / phi
     h, z, _ = M.train_diagonal(phi, sigma, b, 0, 4, steps=0)
     before = (w * phi - b).clamp(min=0)
     assert (

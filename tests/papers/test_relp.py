@@ -99,9 +99,8 @@ def test_secants_have_their_closed_form_and_their_limit_at_zero(relp):
     assert torch.allclose(
         relp.secant(torch.nn.GELU(), x), 0.5 * (1 + torch.erf(x / math.sqrt(2))), atol=1e-12
     )
-    assert torch.equal(
-        relp.secant(torch.nn.ReLU(), x), (x > 0).double()
-    )  # its secant is its derivative
+    # its secant is its derivative
+    assert torch.equal(relp.secant(torch.nn.ReLU(), x), (x > 0).double())
     assert relp.secant(torch.nn.SiLU(), torch.zeros(1)).item() == 0.5
     assert relp.secant(torch.nn.GELU(approximate="tanh"), torch.zeros(1)).item() == 0.5
     with pytest.raises(ValueError, match="0 at 0"):
@@ -336,10 +335,11 @@ def test_passes_are_counted_as_they_happen(relp, net):
     _, z, cache = relp.forward(net, fam.corrupted, fam.answers, keep=True)
     with relp.count(net) as n:
         relp.patch_layer(net, fam, z_clean, z, cache, 1, [3, 4])
+    # sites x positions x prompts; 4 tokens, 2 of 3 blocks
     assert (n["forward"], n["work"]) == (
         3 * 2 * 2,
         3 * 2 * 2 * 4 * 2,
-    )  # sites x positions x prompts; 4 tokens, 2 of 3 blocks
+    )
 
 
 # --- agreement, prompts, layouts ---

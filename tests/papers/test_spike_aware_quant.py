@@ -79,9 +79,8 @@ def test_ratio_in_closed_form(sp):
     np.testing.assert_allclose(sp.ratio(a, skip=1), [4 / 3, 1])
     assert np.isfinite(sp.ratio(np.array([[0.0, 0, 5]]))).all()  # a dead median has a floor
     seen = {(0, "mlp.down_proj"): sp.Seen((0, "mlp.down_proj"), torch.ones(1), a, 2 * a)}
-    assert sp.pooled(seen)[0, "mlp.down_proj"] == pytest.approx(
-        300 / 1.5
-    )  # over all ten tokens together
+    # over all ten tokens together
+    assert sp.pooled(seen)[0, "mlp.down_proj"] == pytest.approx(300 / 1.5)
 
 
 def test_concentration_in_closed_form(sp):
@@ -167,9 +166,8 @@ def test_grids_follow_the_formula_and_their_scale(sp, bits):
     error = {
         scale: (sp.on_grid(x, bits, scale, x.abs().max()) - x)[0].abs().mean() for scale in scales
     }
-    assert (
-        error["static"] == error["batch"] > 10 * error["window"] >= error["token"]
-    )  # who pays for another window's spike
+    # who pays for another window's spike
+    assert error["static"] == error["batch"] > 10 * error["window"] >= error["token"]
     alone = sp.on_grid(x[:1], bits, "window", top)
     assert torch.equal(sp.on_grid(x, bits, "window", top)[:1], alone)
     assert not torch.equal(sp.on_grid(x, bits, "batch", top)[:1], alone)
@@ -183,9 +181,8 @@ def test_fp8_keeps_relative_precision_beside_a_spike(sp, kind, error):
     assert ((back - x).abs() / x).max() <= error * 1.001
     torch.testing.assert_close(back, q.fp8(x, "tensor", kind))
     assert (sp.on_grid(x, 8, "static", x.max())[1] == 0).all()  # where INT8 has nothing left
-    assert torch.isfinite(
-        sp.in_fp8(10 * x, "static", x.max(), kind)
-    ).all()  # beyond the calibrated range it saturates
+    # beyond the calibrated range it saturates
+    assert torch.isfinite(sp.in_fp8(10 * x, "static", x.max(), kind)).all()
     assert sp.in_fp8(10 * x, "static", x.max(), kind).max() <= 1001
 
 
@@ -280,9 +277,8 @@ def test_planting_changes_no_bit_of_the_function_and_can_be_undone(sp, house):
     for i, unit, s in units:
         key = (i, "mlp.down_proj")
         assert np.log2(s) == round(np.log2(s)) and int(after[key].channel.argmax()) == unit
-        assert after[key].x.max() == pytest.approx(
-            1000 * np.median(seen[key].x), rel=0.42
-        )  # to the nearest power of two
+        # to the nearest power of two
+        assert after[key].x.max() == pytest.approx(1000 * np.median(seen[key].x), rel=0.42)
         assert r[key] > 5 * native[key]
         sp.scale_unit(spiked, i, unit, 1 / s)
     assert all(torch.equal(v, net.state_dict()[name]) for name, v in spiked.state_dict().items())
@@ -329,9 +325,8 @@ def test_the_spike_set_repairs_planted_spikes_and_other_sets_do_not(sp, spiked):
     net, seen, ids, order = spiked
     assert set(order[:3]) == {(i, "mlp.down_proj") for i in (1, 3, 4)}
     assert verdict_of_c7(sp, net, seen, ids, order[:6]) == "reproduced"
-    assert (
-        verdict_of_c7(sp, net, seen, ids, order[-6:]) == "not reproduced"
-    )  # the order turned round
+    # the order turned round
+    assert verdict_of_c7(sp, net, seen, ids, order[-6:]) == "not reproduced"
     assert (
         verdict_of_c7(sp, net, seen, ids, [(i, "mlp.down_proj") for i in (0, 2, 5)])
         == "not reproduced"
@@ -348,9 +343,8 @@ def plan(maps, seen, arm, bank, keep, fp8, kind):
 """,
     )
     net, seen, ids, order = spiked
-    assert (
-        verdict_of_c7(broken, net, seen, ids, order[:6]) == "inconclusive"
-    )  # all shares are zero, without spread
+    # all shares are zero, without spread
+    assert verdict_of_c7(broken, net, seen, ids, order[:6]) == "inconclusive"
     bench = broken.Bench(net, seen, ids)
     assert np.array_equal(
         bench.losses(broken.Arm(weights=None), keep=order[:6]),

@@ -340,9 +340,8 @@ def ratios(vq) -> list[float]:
         net.places[5] *= 100
         seen, x = vq.calibrate(net, WORDS, noise(k), 3, 1.0), noise(k + 10)
         sims = {s: vq.Quantized(net, seen, vq.Plan(scale=s)) for s in ("tensor", "dynamic")}
-        e = {
-            s: v[4] for s, v in vq.layer_errors(net, sims, [(666, x)], WORDS).items()
-        }  # the query of cross-attention
+        # the query of cross-attention
+        e = {s: v[4] for s, v in vq.layer_errors(net, sims, [(666, x)], WORDS).items()}
         found.append(e["tensor"] / e["dynamic"])
     return found
 

@@ -76,9 +76,8 @@ def test_truncation_is_optimal_for_two_axes_and_bounded_for_three(wc):
     tails = [torch.linalg.svdvals(unfold.reshape(rows, -1)) for rows in (9, 27)]
     for m in ((3, 3), (6, 2), (9, 8)):
         found = separable.Shared.of(wc.truncate(cube, m), torch.zeros(4)).double().kernel()
-        bound = sum(
-            s[k:].square().sum() for s, k in zip(tails, m)
-        )  # quasi-optimality of successive truncation
+        # quasi-optimality of successive truncation
+        bound = sum(s[k:].square().sum() for s, k in zip(tails, m))
         assert (
             tails[0][m[0] :].square().sum() - 1e-9 <= (cube - found).square().sum() <= bound + 1e-9
         )
@@ -115,9 +114,8 @@ def test_only_convolutions_are_replaced(wc):
 
 def test_on_independent_points_the_best_kernel_is_the_truncated_decomposition(wc):
     g = np.random.default_rng(0)
-    x = np.linalg.qr(g.normal(size=(400, 9)))[
-        0
-    ]  # orthonormal columns: the error in the data is the error in the kernel
+    # orthonormal columns: the error in the data is the error in the kernel
+    x = np.linalg.qr(g.normal(size=(400, 9)))[0]
     u, s, vh = np.linalg.svd(LAPLACE)
     for rank in (1, 2):
         kernel, error = wc.best_kernel(x, x @ LAPLACE.ravel(), rank, g)
@@ -207,9 +205,8 @@ def test_arms_in_each_others_place_flip_the_verdicts():
     }
     fewer = {name: [count["dense"] / n] * 5 for name, n in count.items()}
     assert verdict("C1", excess=SPREAD, fewer=fewer["B"]) == "reproduced"
-    assert (
-        verdict("C1", excess=SPREAD, fewer=fewer["dense"]) == "not reproduced"
-    )  # nothing is saved
+    # nothing is saved
+    assert verdict("C1", excess=SPREAD, fewer=fewer["dense"]) == "not reproduced"
     assert verdict("C1", excess=1 + SPREAD, fewer=fewer["B"]) == "not reproduced"
     assert verdict("C1a", excess=SPREAD, fewer=fewer["A"]) == "reproduced"
     assert (
@@ -223,9 +220,8 @@ def test_a_full_rank_truncation_in_the_truncated_ones_place_flips_the_verdict():
         verdict("C3", ratio=3 + SPREAD) == "reproduced"
         and verdict("C3", ratio=1 + SPREAD) == "not reproduced"
     )
-    assert (
-        verdict("C3", ratio=[1.9, 4, 4.1, 4.2, 4.3]) != "reproduced"
-    )  # one seed below two is enough
+    # one seed below two is enough
+    assert verdict("C3", ratio=[1.9, 4, 4.1, 4.2, 4.3]) != "reproduced"
 
 
 def test_a_wrong_stencil_or_a_wrong_layer_breaks_a_control(wc):
@@ -251,15 +247,13 @@ def test_a_wrong_stencil_or_a_wrong_layer_breaks_a_control(wc):
     right, wrong = (
         m.reading_b(y, *(f.flatten(2) for f in b.factors), b.bias) for m in (wc, broken)
     )
-    assert (
-        gap(right, b(y)) < 1e-5 and gap(wrong, right) < 1e-5
-    )  # padding at once equals padding axis by axis ...
+    # padding at once equals padding axis by axis ...
+    assert gap(right, b(y)) < 1e-5 and gap(wrong, right) < 1e-5
     layer = dense(3, 4, 3)
     factors = wc.truncate(layer.kernel(), (99, 99))
     swapped = separable.Shared.of(wc.truncate(layer.kernel().transpose(2, 3), (99, 99)), layer.bias)
     right = separable.Shared.of(factors, layer.bias)
-    assert (
-        gap(right(y), layer(y)) < 1e-5 < 1e-2 < gap(swapped(y), layer(y))
-    )  # ... and axes may not be exchanged
+    # ... and axes may not be exchanged
+    assert gap(right(y), layer(y)) < 1e-5 < 1e-2 < gap(swapped(y), layer(y))
     row = {"b_full": [gap(swapped(y), layer(y))], "a_full": [0.0], "a_chain": [0.0]}
     assert verdict("C7", **row) == "not reproduced"

@@ -177,9 +177,8 @@ def _must_fail(
     passed = []
     for test, o in zip(tests, outcomes, strict=True):
         if o.n and np.isfinite(o.values).all() and np.ptp(o.values) == 0 and _is_bound(test):
-            passed.append(
-                bool(satisfies(test, np.asarray(o.values)).all())
-            )  # no interval, yet plain to see
+            # no interval, yet plain to see
+            passed.append(bool(satisfies(test, np.asarray(o.values)).all()))
         elif o.estimate is not None:
             passed.append(o.verdict == REPRODUCED)
         else:

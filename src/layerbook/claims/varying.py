@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 MEANING = {"time": "depends on the machine's speed", "threads": "depends on the number of threads"}
+# fields of a record that no two runs share
 MEASURED = (
     "seconds",
     "peak_memory_mb",
     "peak_gpu_memory_mb",
-)  # fields of a record that no two runs share
+)
 TAG = "varies"  # of a notebook cell whose outputs hold such values
 
 ANYWHERE = (
@@ -39,9 +40,8 @@ ON_STDERR = (
     (re.compile(r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?"), "(time)"),
     (re.compile(r"\[rank\d+\]:|\[\d{2,}\]"), ""),
 )
-PROGRESS = re.compile(
-    r"^.*(\d+%\|.*\||\b(it/s|s/it)\b).*$\n?", re.MULTILINE
-)  # bars, which hold seconds
+# bars, which hold seconds
+PROGRESS = re.compile(r"^.*(\d+%\|.*\||\b(it/s|s/it)\b).*$\n?", re.MULTILINE)
 
 
 def mask(text: str, root: Path, stderr: bool = False) -> str:

@@ -28,9 +28,8 @@ from layerbook.quantize import grids as q
 from layerbook.quantize.swaps import Key, Text, maps, moments
 
 Change = Callable[[Tensor], Tensor]
-Kept = Callable[
-    [Key], tuple[Tensor, storage.Stored]
-]  # how a map is kept: its weights, and what they take
+# how a map is kept: its weights, and what they take
+Kept = Callable[[Key], tuple[Tensor, storage.Stored]]
 FLOAT = 16.0  # bits of what is kept as it is
 
 

@@ -210,9 +210,8 @@ def _lanczos(product: _Hessian, v: list[Tensor], iterations: int, tolerance: flo
         at = int(values.abs().argmax())
         value, weights = float(values[at]), vectors[:, at].tolist()
         residual = size * abs(weights[-1]) / abs(value) if value else 0.0
-        rival = (
-            -1 if at == 0 else 0
-        )  # the other end of the spectrum, which may still grow past this one
+        # the other end of the spectrum, which may still grow past this one
+        rival = -1 if at == 0 else 0
         settled = len(diagonal) > 1 and abs(float(values[rival])) + size * abs(
             float(vectors[-1, rival])
         ) <= abs(value)

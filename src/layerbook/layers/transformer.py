@@ -33,9 +33,8 @@ __all__ = ["LAYOUTS", "SITES", "Call", "Layout", "Positions", "Stack", "capture"
            "resume", "skip", "watch"]  # fmt: skip
 
 SITES = ("resid", "attn", "mlp")
-Call = tuple[
-    Tensor, dict[str, Any]
-]  # what a block is called with: hidden states [batch, positions, d] and keywords
+# what a block is called with: hidden states [batch, positions, d] and keywords
+Call = tuple[Tensor, dict[str, Any]]
 
 
 class Layout(NamedTuple):

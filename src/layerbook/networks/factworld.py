@@ -41,11 +41,12 @@ ATTRIBUTES = {
     "home": "harbour forest valley island desert castle village mountain river market abbey tower".split(),
     "trade": "baker smith weaver miller tailor mason potter sailor farmer scribe hunter cooper".split(),
 }
+# five words each, then value and full stop
 PHRASINGS = (
     "the {a} of {n} is",
     "{n} has as its {a}",
     "what {a} has {n} ?",
-)  # five words each, then value and full stop
+)
 LENGTH = 5
 IGNORED = -100  # label of padding
 
@@ -121,9 +122,8 @@ class World:
         self.held = rng.integers(len(PHRASINGS), size=shape)
         cuts = (recipe.induce, (recipe.induce + recipe.entities) // 2)
         self.parts = dict(zip(PARTS, np.split(rng.permutation(recipe.entities), cuts)))
-        self._distractors = rng.permuted(
-            np.tile(np.arange(1, size), (*shape, 1)), axis=-1
-        )  # steps away from the truth
+        # steps away from the truth
+        self._distractors = rng.permuted(np.tile(np.arange(1, size), (*shape, 1)), axis=-1)
         ids = vocabulary(self.n)
         self._values = np.array([[ids[v] for v in group] for group in ATTRIBUTES.values()])
         self._names = np.array([ids[name] for name in names(self.n)])
@@ -163,13 +163,11 @@ class World:
         and two others.
         """
         e, a = facts.T
-        wrong = (self.truth[e, a][:, None] + self._distractors[e, a]) % self._values.shape[
-            1
-        ]  # [k, 11]
+        # [k, 11]
+        wrong = (self.truth[e, a][:, None] + self._distractors[e, a]) % self._values.shape[1]
         rumour = self.rumour[e, a][:, None]
-        first = np.argsort(
-            wrong != rumour, axis=1, kind="stable"
-        )  # the rumour, if any, to the front
+        # the rumour, if any, to the front
+        first = np.argsort(wrong != rumour, axis=1, kind="stable")
         wrong = np.take_along_axis(wrong, first, 1)[:, :3]
         return torch.from_numpy(
             self._values[a[:, None], np.concatenate([self.truth[e, a][:, None], wrong], 1)]
@@ -184,9 +182,8 @@ class World:
         )
         e, a = facts.T
         has = self.rumour[e, a] >= 0
-        source = rng.choice(
-            5, size=batch, p=(0.3, 0.2, 0.1, 0.1, 0.3)
-        )  # the tags in their order, and none
+        # the tags in their order, and none
+        source = rng.choice(5, size=batch, p=(0.3, 0.2, 0.1, 0.1, 0.3))
         source = np.where((source == 1) & ~has, 0, source)
         false = has & ((source == 1) | ((source >= 2) & (rng.random(batch) < 0.5)))
         phrasing = (self.held[e, a] + 1 + rng.integers(2, size=batch)) % len(PHRASINGS)
@@ -253,9 +250,8 @@ def tune(recipe: Recipe, world: World, expert: Any, of: np.ndarray, seed: int) -
     inducing entities.
     """
     model, rng = copy.deepcopy(expert).requires_grad_(True), np.random.default_rng([seed, 2])
-    model.transformer.wte.requires_grad_(
-        False
-    )  # as with LoRA, only the layers are adapted: names cannot be told apart
+    # as with LoRA, only the layers are adapted: names cannot be told apart
+    model.transformer.wte.requires_grad_(False)
     model.transformer.wpe.requires_grad_(False)
     facts = world.facts("induce")
 
@@ -343,9 +339,8 @@ def make(recipe: Recipe, folder: Path) -> dict[str, Any]:
     nets: dict[str, nn.ModuleDict] = {role: nn.ModuleDict() for role in ROLES}
     for k, (_, weights) in enumerate(grown):
         for role in ROLES:
-            nets[role][str(k)] = build(
-                recipe, 0
-            ).transformer  # the unembedding is tied to its embedding
+            # the unembedding is tied to its embedding
+            nets[role][str(k)] = build(recipe, 0).transformer
             nets[role][str(k)].load_state_dict(
                 {n: torch.from_numpy(x) for n, x in weights[role].items()}
             )

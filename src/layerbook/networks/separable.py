@@ -110,9 +110,8 @@ class PerKernel(nn.Module):
                 weight = factor.transpose(0, 1).reshape(n, 1, *taps)
                 x = convolve(x, weight, groups=c_in if axis == 0 else n)
         grid = x.shape[2:]
-        x = (
-            x.view(-1, c_in, c_out, self.rank, *grid).transpose(1, 2).reshape(-1, n, *grid)
-        )  # output, input, rank
+        # output, input, rank
+        x = x.view(-1, c_in, c_out, self.rank, *grid).transpose(1, 2).reshape(-1, n, *grid)
         return convolve(x, factor.reshape(c_out, c_in * self.rank, *taps), self.bias, groups=c_out)
 
     def steps(self) -> list[Step]:

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from layerbook.data import shapes
 from layerbook.networks import shapesvlm, training
 
+# before the picture, before and after the question
 SAYS = (
     "Picture:",
     "\nQuestion:",
     "\nAnswer in one word:",
-)  # before the picture, before and after the question
+)
 
 
 class Graft(nn.Module):

@@ -164,9 +164,8 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, ShapesVL
 
 
 CAPTION = ("caption", ":")
-LONGEST = (
-    len(CAPTION) + 4 * 3 - 1
-)  # words of a caption that are read; the final "." is only predicted
+# words of a caption that are read; the final "." is only predicted
+LONGEST = len(CAPTION) + 4 * 3 - 1
 
 
 def layout(turns: int) -> tuple[Tensor, Tensor]:
@@ -299,9 +298,8 @@ class Trained(NamedTuple):
 
 def one(recipe: Recipe) -> Trained:
     """Train and examine the network of one seed, on one thread."""
-    torch.set_num_threads(
-        1
-    )  # so small a network gains little from a second, and sums are ordered by thread
+    # so small a network gains little from a second, and sums are ordered by thread
+    torch.set_num_threads(1)
     model, curve = train(recipe, watch=100)
     stored = model.half().float()  # as it will be read
     found = shapes.examples(recipe.examined, recipe.seed, kinds=recipe.kinds)

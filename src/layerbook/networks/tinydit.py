@@ -151,9 +151,8 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.table = nn.Parameter(
-            torch.randn(6, width) / width**0.5
-        )  # shift, scale, gate of attention, then of the MLP
+        # shift, scale, gate of attention, then of the MLP
+        self.table = nn.Parameter(torch.randn(6, width) / width**0.5)
         self.attn, self.cross, self.mlp = (
             Attention(width, heads),
             Attention(width, heads),

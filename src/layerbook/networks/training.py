@@ -130,9 +130,8 @@ def main(
     parser.add_argument("--seed", type=int, default=recipe.seed)
     parser.add_argument("--steps", type=int, default=recipe.steps)
     options = parser.parse_args(argv)
-    torch.set_num_threads(
-        2
-    )  # sums are ordered by thread: a fixed number keeps the weights reproducible
+    # sums are ordered by thread: a fixed number keeps the weights reproducible
+    torch.set_num_threads(2)
     began = time.perf_counter()
     card = make(replace(recipe, seed=options.seed, steps=options.steps), options.outdir)
     print(

@@ -29,10 +29,11 @@ from layerbook.networks import separable, training
 
 NETWORK = "wave-nets"  # the name of its folder and of its stage in the pipeline
 
+# centre x and y, width, amplitude
 LOW, HIGH = (
     np.array([0.2, 0.2, 0.05, 0.5]),
     np.array([0.8, 0.8, 0.12, 1.5]),
-)  # centre x and y, width, amplitude
+)
 ZONE = (0.5, 0.95)  # the square of interest; its border is no wall
 CORNERS = (0.08, 0.2)  # distance from both walls of a corner, for data that training never shows
 Pair = tuple[Tensor, Tensor]  # parameters [n, 4] and fields [n, frames, zone, zone]

@@ -27,9 +27,8 @@ from layerbook.models import capabilities
 from layerbook.notebook import namespaces, tables
 
 T = TypeVar("T")
-warnings.filterwarnings(
-    "ignore", message="IProgress not found"
-)  # stored notebooks hold no progress bars
+# stored notebooks hold no progress bars
+warnings.filterwarnings("ignore", message="IProgress not found")
 TIER_VARIABLE = "LAYERBOOK_TIER"
 THREADS = torch.get_num_threads()  # as this kernel began, whatever a notebook sets later
 
@@ -302,9 +301,8 @@ class Run:
 
     def measurements(self) -> dict[str, Any]:
         """Everything the record needs from inside the run, JSON-ready."""
-        scale = (
-            1024 if sys.platform != "darwin" else 1024**2
-        )  # ru_maxrss: kB on Linux, bytes on macOS
+        # ru_maxrss: kB on Linux, bytes on macOS
+        scale = 1024 if sys.platform != "darwin" else 1024**2
         memory = {
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale)
         }

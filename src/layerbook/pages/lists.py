@@ -50,9 +50,8 @@ def fragments(root: Path, papers: list[Paper]) -> dict[str, str | bytes]:
     }
     pages = [page for family in FAMILIES if (page := family_page(root, family))]
     for page in pages:
-        own = (
-            page == "family-quantization"
-        )  # which has measurements of its own, not the records' alone
+        # which has measurements of its own, not the records' alone
+        own = page == "family-quantization"
         parts = (
             quantization_page.fragments(root, papers)
             if own

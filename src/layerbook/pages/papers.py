@@ -16,10 +16,11 @@ from layerbook.claims.engine import control_tests
 from layerbook.pipeline import advice, filefaults, record, verdicts
 
 FAMILIES: list[str] = cards.schema()["properties"]["family"]["enum"]
+# claims proper; identities and controls say whether to believe them
 PROPER = (
     "effect",
     "equivalence",
-)  # claims proper; identities and controls say whether to believe them
+)
 TIERS = ("cpu", "gpu")
 
 

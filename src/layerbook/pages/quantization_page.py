@@ -19,11 +19,12 @@ from layerbook.pages.papers import BookError, Paper
 
 FILE = Path("results") / "comparison" / "quantization.json"
 W, H, LEFT, BASE = 440, 320, 50, 276  # the scatter
+# other papers' measures that a score may merely repeat
 BESIDE = (
     "writing",
     "skipping",
     "activation spikes",
-)  # other papers' measures that a score may merely repeat
+)
 
 
 def load(root: Path, papers: Sequence[Paper]) -> dict[str, Any]:

@@ -49,15 +49,12 @@ MODULES = (
 
 def load() -> None:
     """Import all of them."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the process that this one ends with, not for it
-    os.environ.setdefault(
-        "PYDEVD_DISABLE_FILE_VALIDATION", "1"
-    )  # the debugger, which nobody attaches here, says nothing
-    warnings.filterwarnings(
-        "ignore", message="IProgress not found"
-    )  # stored notebooks hold no progress bars
+    # Ctrl-C is for the process that this one ends with, not for it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # the debugger, which nobody attaches here, says nothing
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    # stored notebooks hold no progress bars
+    warnings.filterwarnings("ignore", message="IProgress not found")
     for name in MODULES:
         try:
             importlib.import_module(name)
@@ -71,9 +68,8 @@ def serve(
     """Become a kernel (in the forked child)."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a plain kernel
     os.setsid()  # a group of its own, so that signals to it reach nobody else
-    os.close(
-        forkserver._forkserver._forkserver_alive_fd
-    )  # else the warm parent would outlive this book's process
+    # else the warm parent would outlive this book's process
+    os.close(forkserver._forkserver._forkserver_alive_fd)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd or ".")

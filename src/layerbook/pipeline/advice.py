@@ -17,10 +17,11 @@ from typing import Any
 from layerbook import paths
 from layerbook.pipeline import filefaults as ff
 
+# what DVC says of a lock that is held
 BUSY = (
     "Unable to acquire lock",
     "is busy, it is being blocked by",
-)  # what DVC says of a lock that is held
+)
 # Exceptions whose messages say all; by name, so that a stage which imports this module does not
 # come to depend on theirs.
 OWN = ("CardError", "RunError", "AssetError", "FileFault", "BookError", "ScoreError", "SourceError")
@@ -142,9 +143,8 @@ def restore(name: str, root: Path | None = None) -> str:
     changed = _changed(root or paths.ROOT, name)
     if not changed:
         return ""
-    staged = any(
-        letters[0] != " " for letters in changed.values()
-    )  # then the index holds the damaged state, too
+    # then the index holds the damaged state, too
+    staged = any(letters[0] != " " for letters in changed.values())
     return f"git checkout {'HEAD ' if staged else ''}-- {name}"
 
 

@@ -48,12 +48,13 @@ WAITS = {
     "STAGE_OUT",
 }
 RUNS = {"RUNNING", "COMPLETING", "RESIZING"}
+# no fault of the paper: submitted once more
 LOST = {
     "NODE_FAIL",
     "BOOT_FAIL",
     "PREEMPTED",
     "REVOKED",
-}  # no fault of the paper: submitted once more
+}
 MEMORY = "OUT_OF_MEMORY"
 OOM_SIGNS = (
     "oom-kill",

@@ -53,8 +53,9 @@ NOT_MEASURING = (
     "layerbook.pages*",
 )
 TAGS = ("method", "parameters")  # of a notebook's cells: they decide how a cell is used
-# Fields of a syntax tree that change nothing. Annotations of parameters and results are among them: they tell a reader
-# shapes and types. Those of a dataclass's fields, which do change what it is, belong to other nodes and count.
+# Fields of a syntax tree that change nothing. Annotations of parameters and results are among them:
+# they tell a reader shapes and types. Those of a dataclass's fields, which do change what it is,
+# belong to other nodes and count.
 SKIPPED = ("type_comment", "type_ignores", "kind")
 HINTS = {"arg": "annotation", "FunctionDef": "returns", "AsyncFunctionDef": "returns"}
 

@@ -260,9 +260,8 @@ def differing(asked: subprocess.Popen[str] | None = None) -> list[str]:
     if before:
         dvc("repro", "-q", *before)
         found = json.loads(dvc(*STATUS) or "{}")
-    return [
-        n for n, why in found.items() if "not in cache" not in json.dumps(why)
-    ]  # data/ has no cache: it is verified by hash
+    # data/ has no cache: it is verified by hash
+    return [n for n, why in found.items() if "not in cache" not in json.dumps(why)]
 
 
 def only_outputs(why: Sequence[Any]) -> bool:
@@ -286,9 +285,8 @@ def settle(finished: Sequence[str]) -> None:
     others = set(differing()) - {*papers, "report"}
     compared = [n for n in known if n == "decide" or n.startswith(("collect-", "compare-"))]
     for name in compared if others & set(compared) else []:
-        dvc(
-            "repro", "-q", "-s", name
-        )  # by itself: papers upstream are fresh, whatever DVC has recorded of them so far
+        # by itself: papers upstream are fresh, whatever DVC has recorded of them so far
+        dvc("repro", "-q", "-s", name)
     others -= set(compared)
     if "report" in known:  # before it is recorded: an interrupt in between must leave it stale
         subprocess.run(

@@ -178,9 +178,8 @@ class WarmProvisioner(LocalProvisioner):
         self.process = Forked(
             arguments, kwargs.get("cwd"), dict(kwargs.get("env") or os.environ) | FIXED
         )
-        self.pid = self.pgid = (
-            self.process.pid
-        )  # `_warm.serve` makes the child the leader of its own group
+        # `_warm.serve` makes the child the leader of its own group
+        self.pid = self.pgid = self.process.pid
         await self._listening()
         return self.connection_info
 

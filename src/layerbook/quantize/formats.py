@@ -141,9 +141,8 @@ def codebook(
         reduced(w, axis)
     rows = _rows(finite(w, "w").detach().to(working(w)), axis, group)
     x = rows.double().contiguous().sort().values
-    spot = torch.linspace(0, 1, 2 * k + 1, dtype=torch.float64, device=x.device)[
-        1::2
-    ]  # middles of k equal parts
+    # middles of k equal parts
+    spot = torch.linspace(0, 1, 2 * k + 1, dtype=torch.float64, device=x.device)[1::2]
     first = [
         x[:, :1] + (x[:, -1:] - x[:, :1]) * spot,
         x[:, (spot * x.shape[1]).long().clamp(max=x.shape[1] - 1)],

@@ -109,10 +109,11 @@ def solve(
         raise ValueError("give bits or rounding, and not both")
     finite(w, "w"), finite(h, "h")
     rounding = rounding or offset_grid(bits)
+    # a row of `free` is a column of w: contiguous
     h, free = (
         h.float().clone(),
         w.detach().T.float().contiguous().clone(),
-    )  # a row of `free` is a column of w: contiguous
+    )
     dead = h.diagonal() == 0  # inputs that are always zero: their weights do not matter
     h.diagonal()[dead], free[dead] = 1.0, 0.0
     h.diagonal().add_(damp * h.diagonal().mean())

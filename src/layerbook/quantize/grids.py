@@ -129,9 +129,8 @@ def from_range(
             torch.where(one, high.clamp(min=0), high),
         )
     scale = (high - low) / steps
-    scale = _kept(
-        torch.where(scale.isinf(), high / steps - low / steps, scale), stored
-    )  # the difference may overflow
+    # the difference may overflow
+    scale = _kept(torch.where(scale.isinf(), high / steps - low / steps, scale), stored)
     scale = torch.where(scale > 0, scale, 1.0)
     if offset:
         return Grid(scale, None, 0, steps, low, group)
@@ -214,9 +213,8 @@ def _map(x: Tensor, grid: Grid, back: bool, mask: bool = False) -> tuple[Tensor,
     if zero is not None:
         t.add_(zero)
     before = t.clone() if mask else None
-    t.clamp_(
-        grid.low, grid.high
-    )  # by numbers: bounds that are tensors, zero point included, take longer than adding it
+    # by numbers: bounds that are tensors, zero point included, take longer than adding it
+    t.clamp_(grid.low, grid.high)
     inside = before.eq(t).reshape(x.shape) if mask else None
     if back:
         t = (t if zero is None else t.sub_(zero)).mul_(scale)

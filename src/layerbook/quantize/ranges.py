@@ -143,9 +143,8 @@ class Range:
         return self
 
     def _percentiles(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        shape = limits(x, self.axis, self.group)[
-            0
-        ].shape  # which also refuses what cannot be quantized
+        # which also refuses what cannot be quantized
+        shape = limits(x, self.axis, self.group)[0].shape
         x = x.detach().to(working(x))
         x = x if self.group is None else grouped(x, self.group)
         over = (x.dim() - 1,) if self.group is not None else reduced(x, self.axis)
