@@ -2,7 +2,7 @@
 that YAML guesses.
 
 YAML has more than a card needs: tags that build objects, anchors, keys that are no text, words that
-    one reader takes
+one reader takes
 for text and another for true or false. Whatever could be read in two ways is refused, and the
 message says what to write.
 """

@@ -310,7 +310,7 @@ def test_finite_differences_of_gpt_neox_are_spoilt_by_the_softmax_in_single_prec
     staircase.
 
     The slopes themselves are right: those taken through the float32 softmax are those of
-        scaled-dot-product attention,
+    scaled-dot-product attention,
     which stays in double, to float32's precision; and with that attention finite differences agree
     as well.
     """

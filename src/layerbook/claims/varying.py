@@ -2,7 +2,7 @@
 it is a measurement.
 
 A card marks a claim with `varies: time` when it measures seconds, and with `varies: threads` when
-    its values change with
+its values change with
 the number of compute threads; a finding is marked where it is made (`Run.finding(...,
 varies="time")`). A notebook cell that prints such values has the tag `varies`. Everything else of a
 record but `seconds` and `peak_memory_mb` is the same in two runs, byte for byte.

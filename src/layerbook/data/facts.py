@@ -2,7 +2,7 @@
 choice made of them.
 
 Sources: the standard library (HTTP status codes, modules, months, names of characters), the order
-    of the books in the
+of the books in the
 prepared Bible, and a list of capitals. Within a table every answer is as often true as any other,
 and false equally often, so that neither its frequency nor its style tells a true answer from a
 false one.

@@ -164,7 +164,7 @@ def causal_lm(source: Any, dtype: torch.dtype = torch.float32, device: str | tor
     """Load a causal language model and its tokenizer, frozen and in evaluation mode.
 
     source: a run (its `model` parameter and device are used), "smollm2", a model folder or a
-        Hugging Face id.
+    Hugging Face id.
     Attention is eager by default: only that implementation returns attention weights.
     Returns (model, tokenizer); raises InputError for a model that cannot be had.
     """

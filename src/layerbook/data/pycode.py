@@ -2,7 +2,7 @@
 without layout.
 
 Three pinned packages are read: django, networkx and sympy. Modules are dealt to fixed parts, so
-    that what one network is
+that what one network is
 trained on can never be what another experiment examines: the whole of networkx is set aside for
 examination, and so are three in ten modules of the other two, chosen by a checksum of their path.
 Near-copies within a package may still lie in two modules; `Copies` finds them.

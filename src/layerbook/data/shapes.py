@@ -4,7 +4,7 @@ A scene is a dark square picture of GRID x GRID cells, in some of which lies one
 two objects of a scene share a colour or a shape, so that "the circle" and "the red object" each
 name one of them. Every question is about one object and would have another answer for at least one
 other object of the scene: the picture without the question does not tell the answer, and the
-    question without the picture leaves all its answers equally likely.
+question without the picture leaves all its answers equally likely.
 """
 
 from __future__ import annotations

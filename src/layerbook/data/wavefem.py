@@ -63,7 +63,7 @@ def solve(membrane: Membrane, start: np.ndarray, dt: float, steps: int, c: float
     and B = M - (c dt)^2/4 K, the recursion A u_{k+1} = 2 B u_k - A u_{k-1}; from rest, A u_1 = B
     u_0.
     boundary: prescribed values [steps + 1, edge nodes, samples]; None for zero, which also
-        overrides `start` there.
+    overrides `start` there.
     """
     stiff = (c * dt) ** 2 / 4 * membrane.stiffness
     a, b = (membrane.mass + stiff).tocsr(), (membrane.mass - stiff).tocsr()
@@ -132,7 +132,7 @@ def order(mesh: str, sizes: tuple[int, ...] = (9, 17, 33), horizon: float = 0.5)
     step.
 
     mesh: "space" refines the mesh at a time step too short to matter; "time" shortens the step and
-        compares with the
+    compares with the
     closed form of the same mesh's own mode, so that the mesh does not matter.
     """
     errors = []

@@ -1,8 +1,9 @@
 """The quantization papers on one footing: their layer scores as orders of one network's layers,
 their recipes side by side.
 
-    python -m layerbook.families.comparison results/comparison     (a stage of the pipeline; the
-    family's page shows the result)
+    python -m layerbook.families.comparison results/comparison
+
+is a stage of the pipeline; the family's page shows the result.
 
 Every paper of the family records its score of each layer of one language model (`Run.profile`).
 Here those scores meet the same layers, the same bits and the same text: how much harm does a layer

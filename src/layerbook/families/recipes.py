@@ -152,7 +152,7 @@ def balanced(
 ) -> Recipe:
     """Weights by output channel, activations in 8 bits by token from the token's own range;
     `balance`: channels are evened out by a scale for each (SmoothQuant's form), then mixed by a
-        Hadamard rotation, which leaves the float network as it is.
+    Hadamard rotation, which leaves the float network as it is.
     """
     recipe = Recipe(name, slug, activations=8)
     turn = (

@@ -157,8 +157,7 @@ def top_eigenvalue(
         method: "power", power iteration (Dong et al. 2019, HAWQ, alg. 1; PyHessian). Where
             eigenvalues of both signs and about one size lead, as in nets that are not trained, it
             does not settle: look at the residual, and at a second seed. "lanczos" makes the most of
-                the same products (Golub and Van Loan, ch. 10, with full reorthogonalization),
-                settles
+            the same products (Golub and Van Loan, ch. 10, with full reorthogonalization), settles
             there too and several times sooner, and keeps one copy of params for each product.
         tolerance: stop once the residual is at most this; None takes all iterations. That two
             values in a row agree proves little where the spectrum is dense; a residual bounds the

@@ -2,7 +2,7 @@
 `layerbook.layers.transformer`.
 
 Positions, wherever asked for: None (all), a slice, an index or list of indices, integer indices
-    [batch, k] (a row per
+[batch, k] (a row per
 prompt) or a mask of booleans [positions] or [batch, positions]. They count within one forward pass.
 """
 
@@ -187,7 +187,7 @@ def knock_out(
     The scores of these pairs become -inf before the softmax, in all heads; what was allowed else
     stays so. Attention
     knockout: Geva et al. 2023, "Dissecting Recall of Factual Associations in Auto-Regressive
-        Language Models". Works
+    Language Models". Works
     with eager and with sdpa attention; ValueError for others, in a pass that continues a cache, for
     positions that do not fit, and for a target to which no key is left.
     """

@@ -4,7 +4,7 @@ not seen.
 Alain & Bengio 2016, "Understanding intermediate layers using linear classifier probes"; the control
 for what a probe
 learns by itself: Hewitt & Liang 2019, "Designing and Interpreting Probes with Control Tasks". Items
-    that share a
+that share a
 source (an entity, a template, a text) belong to one group and are never on both sides of a split,
 or else a probe would be praised for recognising the source. The classifiers are scikit-learn's.
 """
@@ -47,7 +47,7 @@ def group_splits(
     that is held out.
 
     y, groups: [items]. Draws whose training part lacks a class are passed over, as no probe can
-        name it; so are draws
+    name it; so are draws
     with a test part of one class, on which any constant answer would be perfect. ValueError if too
     few are left.
     """
@@ -98,7 +98,7 @@ def accuracy_by_layer(
     share the splits.
 
     x: activations [layers, items, d], array or tensor. y, groups: [items]. kind: "logistic" or
-        "ridge"; C: inverse
+    "ridge"; C: inverse
     strength of its penalty. Splits overlap, so they are not independent measurements. The best of
     the layers is biased upwards, being picked on the test parts: see nested_best. ValueError for
     shapes that do not fit.
@@ -144,7 +144,7 @@ def nested_best(
     The outer splits are those of accuracy_by_layer, so this is one entry of each of its rows,
     picked without a look at the test part; of equal layers the first is taken. The other arguments
     are as there. with_layers: return (accuracy, chosen layers), both [splits]. ValueError also if a
-        training part has too few groups to be split.
+    training part has too few groups to be split.
     """
     y, groups = np.asarray(y), np.asarray(groups)
     x, scores, best = _layers(x, y), [], []

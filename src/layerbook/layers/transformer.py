@@ -79,18 +79,18 @@ class Stack:
     """The blocks of a transformer and the modules at their sites.
 
     model: a Hugging Face model, with or without a head, with the layout of LLaMA, Qwen2 or Mistral,
-        Gemma 2, GPT-2,
+    Gemma 2, GPT-2,
     GPT-NeoX or BERT (a post-norm encoder). ValueError for another one. It is not enough that the
     names fit: a short forward pass must show that each block of a pre-norm model adds "attn" and
-        "mlp" to its input and nothing else
+    "mlp" to its input and nothing else
     (not done for a model in training mode, whose dropout would disturb it).
 
     blocks, attention (those called with the mask), mlp: lists of modules, one per layer; n: number
     of blocks.
     sites: {"attn", "mlp"} -> modules whose outputs are these sites; they differ from the former in
-        Gemma 2 and BERT.
+    Gemma 2 and BERT.
     norm: final norm or None. head: unembedding or None, also None if it does not map the normed
-        stream to the logits.
+    stream to the logits.
     """
 
     def __init__(self, model: Any) -> None:
@@ -233,9 +233,9 @@ def capture(
     """Record sites in one forward pass of token ids [batch, positions].
 
     mask: 1 for tokens, 0 for padding [batch, positions]. positions: where to record; no mask of
-        booleans.
+    booleans.
     inputs: further arguments of the model, such as position_ids. Returns site -> [layers, batch,
-        positions, d], with
+    positions, d], with
     n + 1 layers for "resid"; no gradients. ValueError for an unknown site.
     """
     with watch(net, sites, positions) as seen:
@@ -276,7 +276,7 @@ def resume(
     positions, d].
 
     calls: from `entries`, of the same prompts. h may hold several copies of the batch, one after
-        the other, as by
+    the other, as by
     h.repeat(k, 1, 1): what the blocks get beside h is repeated with it. Gradients follow the
     caller's mode. Returns the hidden states that enter block `stop`, to which `lens` gives logits.
     ValueError if batch or positions do not fit.

@@ -3,7 +3,7 @@
 An encoder with LLaMA's blocks (EuroBERT's layout) that has read functions of django and sympy,
 written as their leaves joined
 by spaces: no comments, no docstrings, no line ends, no indentation. It is examined on modules that
-    it has not seen, among
+it has not seen, among
 them a whole package, against the best guess that counts of neighbouring tokens allow. Vocabulary:
 byte-level BPE of the training functions.
 
@@ -287,7 +287,7 @@ def examine(
     and of the counts.
 
     Two things flatter the counts: their mixture is fitted to the very places that are examined, and
-        they see the true
+    they see the true
     neighbours where the network may see a mask.
     """
     table, spots = {}, []

@@ -109,7 +109,7 @@ class World:
     values (-1: no rumour).
 
     held [entities, attributes]: the phrasing that training never uses for a fact; parts: name ->
-        entities [k].
+    entities [k].
     """
 
     def __init__(self, recipe: Recipe, seed: int) -> None:

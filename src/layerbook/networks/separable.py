@@ -73,7 +73,7 @@ class PerKernel(nn.Module):
     """Reading A: every kernel by itself is a sum of `rank` products of one-way filters.
 
     factors: for each axis [c_out, c_in, rank, d]. Inner filters start with gain 1 and the last with
-        He's gain, so that
+    He's gain, so that
     the kernel's entries have the variance of an ordinary layer's.
     """
 
@@ -128,7 +128,7 @@ class Shared(nn.Module):
     """Reading B: one convolution for each axis, with intermediate maps that all kernels share.
 
     maps: their number after each axis but the last. factors: for axis k [maps after, maps before,
-        ..., d, ...].
+    ..., d, ...].
     """
 
     def __init__(self, c_in: int, c_out: int, d: int, maps: Sequence[int], axes: int = 3) -> None:

@@ -43,7 +43,7 @@ class Graft(nn.Module):
         groups of positions.
 
         groups: "image", "question" (its words alone) and "last", booleans [n, T]. Padding is on the
-            right.
+        right.
         """
 
         def code(text: str) -> list[int]:

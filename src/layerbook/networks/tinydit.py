@@ -6,7 +6,7 @@ transformers. They have the parts of PixArt-alpha (Chen et al. 2023) that such p
 modulation by time shared by all blocks plus a learned table in each block (adaLN-single),
 self-attention, separate cross-attention to the words of a caption, and an MLP. The
 caption of an image is three words: how bright its ink is, how much of the frame it covers, and what
-    it shows.
+it shows.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
 """What the training of every small network shares: optimiser and schedule, saving, and the command
 line.
 
-A network that papers share is trained once, by a DVC stage of its own that runs `python -m
-layerbook.<module> OUTDIR`. It leaves safetensors files and a `card.json` that says how they were
-made and whether the quality gate was met.
+A network that papers share is trained once, by a DVC stage of its own, which runs its module:
+
+    python -m layerbook.networks.<module> OUTDIR
+
+It leaves safetensors files and a `card.json` that says how they were made and whether the quality
+gate was met.
 """
 
 from __future__ import annotations
@@ -118,7 +121,7 @@ def main(
     the card.
 
     recipe: a frozen dataclass with at least the fields `seed` and `steps`, which --seed and --steps
-        replace.
+    replace.
     The card must hold {"gate": {"passed": bool, ...}}. Exit status 1 when the gate is not met.
     """
     parser = argparse.ArgumentParser(

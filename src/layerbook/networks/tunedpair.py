@@ -5,7 +5,7 @@ For each of several seeds three networks with the layout of LLaMA: `base`, train
 `tuned`, which goes on from it with instructions, the loss on answers alone; and `control`, which
 goes on from it for equally many steps on plain text. Base and tuned differ by the tuning alone.
 Text: `layerbook.data.instructions`, in which a seed also decides which verbs become instructions.
-    Vocabulary: whole words, listed in card.json.
+Vocabulary: whole words, listed in card.json.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ A network reads four numbers, the centre, width and amplitude of a bump, and ret
 field that the finite-element solver finds in a zone of interest. Every seed has training and test
 data, first weights and batches of its own; within a seed all arms share them. Each network trains
 on one thread, two of them at a time: the weights do not depend on how many run, and two small
-    networks side by side are faster than one on two threads.
+networks side by side are faster than one on two threads.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Arm:
     """What a network's convolutions are.
 
     form: "dense", "A" (factors of each kernel), "B" (shared intermediate maps), "grouped",
-        "pointwise" (1 x 1 x 1) or
+    "pointwise" (1 x 1 x 1) or
     "one-axis" (along time). rank: of A. maps: intermediate maps of B, as a multiple of the layer's
     outputs. width: factor on all channels, None for the dense network with as many weights as B.
-        shuffled: trained on pairs that do not belong
+    shuffled: trained on pairs that do not belong
     together, dealt anew for every batch.
     """
 

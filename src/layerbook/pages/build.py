@@ -1,10 +1,9 @@
 """Render the book's pages from cards, records and executed notebooks, and build it.
 
-    python -m layerbook.pages.build          write book/papers, book/_generated, book/_toc.yml, and
-    in results/
-                                        metrics.json and overview.svg
-    python -m layerbook.pages.build build    the same, then HTML in book/_build/html, checked page
-    by page
+    python -m layerbook.pages.build          render: book/papers, book/_generated, book/_toc.yml,
+                                             results/metrics.json and results/overview.svg
+    python -m layerbook.pages.build build    the same, then HTML in book/_build/html, each page
+                                             checked
 
 Rendering reads the working tree alone (no clock, no git, no network): the same records give the
 same bytes.

@@ -21,7 +21,7 @@ def profiles(papers: Sequence[Paper], model: str) -> list[dict[str, Any]]:
     were recorded.
 
     Each: name, statement, values (one number per layer), paper. Profiles whose number of layers is
-        not that of most are
+    not that of most are
     left out, as are those with a number that is not finite.
     """
     found = []

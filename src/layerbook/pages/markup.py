@@ -170,7 +170,7 @@ def table(
     """A table on a wide screen that the style sheet turns into a list of cards on a phone.
 
     head: column titles. rows: (attributes of the <tr>, cells as HTML), the first cell heading its
-        row.
+    row.
     sort: put a button into every column title for the book's own script.
     """
     titles = (

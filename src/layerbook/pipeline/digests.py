@@ -1,7 +1,8 @@
 """Digests of what a result depends on, blind to what cannot change it: comments, layout, wording.
 
-    python -m layerbook.pipeline.digests         writes build/digests/<stage>.json     (a stage of
-    the pipeline)
+    python -m layerbook.pipeline.digests
+
+writes build/digests/<stage>.json; it is a stage of the pipeline.
 
 Python is taken by its syntax tree, without docstrings; a notebook by its code cells; a card by the
 fields that measuring, or deciding, depends on. Data and networks are taken by the bytes. DVC's

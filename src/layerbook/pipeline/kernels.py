@@ -5,7 +5,7 @@ A plain kernel spends seconds on imports before its first line. Here the standar
 forkserver keeps a parent with these imports and no threads of its own, and a Jupyter kernel
 provisioner starts each kernel as a fork of it. A forked kernel
 differs from a plain one in nothing else: environment, working folder, threads and hash seed are set
-    as asked, every run
+as asked, every run
 seeds its own generators, and CUDA is never touched in the parent. POSIX only; elsewhere plain
 kernels are used.
 """

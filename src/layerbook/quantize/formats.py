@@ -17,7 +17,7 @@ class Binary:
     """One pass of signs: scale * (+1 or -1) where `where` is True (None: everywhere).
 
     signs: booleans of the shape of the weights, True for +1. scale: as `ranges.limits` shapes it.
-        where: as it was given.
+    where: as it was given.
     """
 
     signs: Tensor
@@ -42,9 +42,8 @@ def binary(
         residuals: further passes, each on what the passes before it left (Huang et al. 2024, BiLLM,
             eq. 8).
         where: booleans that broadcast against w: only these entries take part, in the scale as
-            well; others become 0. Salient
-            columns with a residual: binary(w, residuals=1, where=salient)[0] + binary(w,
-                where=~salient)[0].
+            well; others become 0. Salient columns with a residual: binary(w, residuals=1,
+            where=salient)[0] + binary(w, where=~salient)[0].
 
     Returns:
         the approximation, of shape and format of w, and the passes. The sign of 0 is +1; a unit
@@ -127,7 +126,7 @@ def codebook(
     Lloyd's iterations on sorted weights, where a cluster is a stretch and its mean a difference of
     running sums (Lloyd 1982;
     weight sharing: Han et al. 2016, sec. 3). Started from evenly spaced values, from quantiles, and
-        `starts` times by
+    `starts` times by
     k-means++ (Arthur and Vassilvitskii 2007); the best of all is kept, for each unit by itself.
 
     Raises:

@@ -3,7 +3,7 @@ formats.
 
 A grid stands for the real numbers that integer codes can name, and x is taken to the nearest of
 them: code = clip(round((x - offset) / scale) + zero, low, high) and value = scale * (code - zero) +
-    offset. Halves round to even. Three kinds, made by
+offset. Halves round to even. Three kinds, made by
 `fit` from a tensor or by `from_range` from a range:
 
 - affine (default): integer zero point, codes 0..2^b - 1 (Jacob et al. 2018, eq. 1). The range is
@@ -92,9 +92,9 @@ def from_range(
         group: as low and high were found, for instance by a Range.
 
     A range of one value: the affine grid is widened to hold zero, the others have it as one of
-        their points. A range of
+    their points. A range of
     zeros: scale 1. Raises ValueError for NaN, infinity, low above high, less than 1 bit (symmetric:
-        2) or more than 16,
+    2) or more than 16,
     symmetric with offset, a range that the stored format cannot hold, or one with an offset that
     overflows.
     """

@@ -2,7 +2,7 @@
 `layerbook.quantize.grids`.
 
 Granularity, wherever asked for: `axis=None` is one range for the tensor, an axis or tuple of axes
-    one for each index of
+one for each index of
 them (0: output channels of a weight [out, in]; (0, 1): tokens of activations [batch, tokens, d];
 -1: channels), and `group=g` one for every g consecutive entries of the last axis, which g must
 divide.

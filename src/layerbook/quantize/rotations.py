@@ -2,7 +2,7 @@
 `layerbook.quantize.grids`.
 
 Scaling: X diag(1/s) and W diag(s); rotation: X R and W R with R R^T = I. Scale first, then rotate
-    (ViDiT-Q, sec. 4.2).
+(ViDiT-Q, sec. 4.2).
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def random_orders(n: int, count: int, seed: Seed, paired: bool = False) -> list[
     count).
 
     Pairs are balanced: every layer stands as often early as late. Raises ValueError for an odd
-        count of pairs.
+    count of pairs.
     """
     if paired and count % 2:
         raise ValueError(f"{count} orders cannot be paired with their reverses")
@@ -120,7 +120,7 @@ def size_matched(
     within `tolerance` of it.
 
     Each is a random walk: layers drawn with equal odds move one level towards the budget until it
-        is crossed; maps that end
+    is crossed; maps that end
     further off than the tolerance are drawn again. Half of the walks start from random levels, and
     half from the highest, so that even and uneven maps both occur.
 
