@@ -32,6 +32,11 @@ def _data_dvc(file: Path) -> None:
     ff.of_kind(outs[0] if outs else None, dict, " in 'outs'", md5=str)
 
 
+def _scores(file: Path) -> None:
+    for entry in ff.json_of(file, list):
+        ff.of_kind(entry, dict, " in an entry", slug=str, profile=str, values=list)
+
+
 ONE: dict[str, Callable[[Path], Any]] = {
     "dvc.yaml": lambda file: ff.yaml_of(file, stages=dict),
     "params.yaml": lambda file: ff.yaml_of(file, papers=dict),
@@ -40,7 +45,7 @@ ONE: dict[str, Callable[[Path], Any]] = {
     ".dvc/config": ff.config_of,
     "results/bench.json": lambda file: ff.json_of(file, **ff.BENCH),
     "results/comparison/quantization.json": lambda file: ff.json_of(file, scores=list),
-    "results/comparison/scores.json": lambda file: ff.json_of(file, list),
+    "results/comparison/scores.json": _scores,
     "book/toc.yml": lambda file: ff.yaml_of(file, parts=list),
     "book/_config.yml": ff.yaml_of,
     "book/references.bib": ff.bibliography_of,
@@ -73,7 +78,7 @@ def _files(root: Path) -> Iterator[tuple[str, Callable[[Path], Any]]]:
         for file in sorted(root.glob(pattern)):
             name = file.relative_to(root).as_posix()
             seen.add(name)
-            yield name, ff.json_of if name.endswith(".verdicts.json") else read
+            yield name, read
     for name in _changed(root, "results", "notebooks", "book"):  # tracked files that are gone
         if name not in seen and not (root / name).exists():
             yield name, ff.text_of
@@ -170,6 +175,8 @@ def remake(name: str, root: Path | None = None) -> str:
         return f"train it anew ({training_time(parts[2], root)}): dvc repro -s -f train-{parts[2]}"
     if parts[0] == "results" and len(parts) == 3:
         slug = parts[2].split(".")[0]
+        if name.endswith(".verdicts.json"):
+            return f"decide again: layerbook decide {slug}"
         return f"run the paper again ({run_time(slug, parts[1], root)}): make rerun PAPER={slug} TIER={parts[1]}"
     if parts[0] == "results":
         return "render it again: python -m layerbook.pages.build"

@@ -105,11 +105,16 @@ def of_kind(found: Any, kind: type, where: str = "", /, **fields: Any) -> Any:
 
 
 def record_of(file: Path) -> dict[str, Any]:
-    """A paper's record or its verdicts; what must stand inside is judged by `record.fault`. Raises
+    """A paper's record or its verdicts; what must stand inside is said by a schema. Raises
     FileFault.
     """
+    from layerbook.pipeline import record
+
     found = json_of(file)
-    return of_kind(found, dict, schema=int)
+    kind = "verdicts" if file.name.endswith(".verdicts.json") else "measurements"
+    if wrong := record.fault(found, kind, file.name.split(".")[0], file.parent.name):
+        raise FileFault(f"is no file of {kind}: {wrong}")
+    return found
 
 
 def notebook_of(file: Path) -> nbformat.NotebookNode:

@@ -20,7 +20,7 @@ from typing import Any
 import jsonschema
 
 from layerbook import paths
-from layerbook.pipeline import deps, digests, method, receipts
+from layerbook.pipeline import advice, deps, digests, method, receipts
 
 SCHEMA = 2
 VERSIONED = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "matplotlib", "papermill")
@@ -191,7 +191,8 @@ def load(file: Path, kind: str, slug: str, tier: str, remedy: str) -> dict[str, 
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
         wrong = f"not readable ({error})"
     if wrong:
-        raise ValueError(f"{name}: {wrong}; {remedy}")
+        back = advice.restore(name)
+        raise ValueError(f"{name}: {wrong}; {f'{back}, or ' if back else ''}{remedy}")
     return content
 
 

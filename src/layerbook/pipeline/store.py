@@ -10,7 +10,7 @@ from typing import Any
 
 from layerbook import paths
 from layerbook.data import fetch, manifest, prepare
-from layerbook.pipeline import advice, deps, filefaults
+from layerbook.pipeline import advice, deps, digests, filefaults
 
 
 def stale(name: str) -> bool:
@@ -55,11 +55,14 @@ def changed_networks() -> list[str]:
         if lock.is_file()
         else {}
     )
-    found = []
+    found, suspects = [], {}
     for name in deps.trained():
         stage = recorded.get(f"train-{name}")
-        if not isinstance(stage, dict) or all(_as_recorded(out) for out in stage.get("outs", [])):
-            continue
+        if isinstance(stage, dict) and not all(_as_recorded(out) for out in stage.get("outs", [])):
+            suspects[name] = stage
+    if suspects:
+        digests.write()  # on a fresh clone there are none yet, and old ones would not tell
+    for name, stage in suspects.items():
         folder = f"results/models/{name}"
         if all(_as_recorded(d) for d in stage.get("deps", [])) and (
             (paths.ROOT / folder).exists() or advice.restore(folder)
