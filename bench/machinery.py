@@ -36,7 +36,10 @@ def seconds(command: list[str], root: Path, expect: int = 0, **environment: str)
     """Wall-clock seconds of a command in the checkout `root`. Raises RuntimeError with its output
     when it fails.
     """
-    set_to = os.environ | {"DVC_NO_ANALYTICS": "1", paths.VARIABLE: str(root)} | environment
+    here = str(Path(__file__).resolve().parents[1])  # where `bench` itself is imported from
+    search = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    own = {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": search, paths.VARIABLE: str(root)}
+    set_to = os.environ | own | environment
     began = time.perf_counter()
     done = subprocess.run(
         command, cwd=root, env=set_to, capture_output=True, encoding="utf-8", check=False

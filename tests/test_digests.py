@@ -7,7 +7,7 @@ import pytest
 
 from layerbook import paths
 from layerbook.claims import cards
-from layerbook.pipeline import deps, digests, record, verdicts
+from layerbook.pipeline import deps, digests, method, record, verdicts
 
 CODE = 'def f(x, k=2):\n    """Doubles."""\n    return x * k\n'
 
@@ -176,3 +176,12 @@ def test_all_records_are_decided_again_in_seconds():
     for slug, tier in verdicts.stored():
         assert not verdicts.problems(slug, tier), slug
     assert time.process_time() - began < 10
+
+
+def test_sources_are_parsed_in_many_threads_at_once():
+    from concurrent.futures import ThreadPoolExecutor
+
+    code = paths.ROOT.joinpath("src/layerbook/pipeline/driver.py").read_text(encoding="utf-8")
+    with ThreadPoolExecutor(8) as pool:
+        trees = list(pool.map(lambda k: method.parsed(code + f"\nX = {k}\n"), range(48)))
+    assert len({len(tree.body) for tree in trees}) == 1

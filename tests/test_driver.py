@@ -49,7 +49,7 @@ def stages(house):
     results = [f"results/cpu/{slug}.json" for slug in cards.slugs()]
     (house.root / "sum.py").write_text(
         "import glob, pathlib\n"
-        "pathlib.Path('sum.txt').write_text(str(len(glob.glob('results/cpu/*.json'))))\n",
+        "pathlib.Path('sum.txt').write_text(str(len(glob.glob('results/cpu/*.verdicts.json'))))\n",
         encoding="utf-8",
     )
     out["report"] = {
@@ -423,7 +423,7 @@ def test_a_corrupted_input_is_seen_and_named(house):
     ]
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").parent.rmdir()
-    assert "run 'make data'" in record.problems("toy", "cpu")[0]
+    assert "'net' is neither a prepared asset nor" in record.problems("toy", "cpu")[0]
 
 
 def driver_card(substrate):

@@ -150,7 +150,7 @@ def test_unpermute_undoes_permute() -> None:
 def test_a_truncated_gguf_names_the_asset_and_the_remedy(tiny, tmp_path: Path, cut: int) -> None:
     path = tmp_path / "cut.gguf"
     path.write_bytes(tiny[1].read_bytes()[:cut])
-    with pytest.raises(AssetError, match=r"smollm2: cut\.gguf is cut short.*assets fetch smollm2"):
+    with pytest.raises(AssetError, match=r"smollm2: cut\.gguf is cut short.*fetch fetch smollm2"):
         gguf_model.convert(path, tmp_path)
 
 
@@ -248,13 +248,13 @@ def test_a_failed_preparation_keeps_the_old_folder(tmp_path: Path) -> None:
 def test_damaged_raw_files_are_named_with_the_remedy(tmp_path: Path) -> None:
     listed = fake_mnist(tmp_path)
     (tmp_path / "data/mnist/4.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(AssetError, match=r"mnist/4\.json: damaged.*assets fetch mnist"):
+    with pytest.raises(AssetError, match=r"mnist/4\.json: damaged.*fetch fetch mnist"):
         prepare.prepare("mnist", tmp_path / "data", tmp_path / "prepared", listed)
     with pytest.raises(
         AssetError, match="nothing is prepared from 'mist'. Known: smollm2, fashion-mnist"
     ):
         prepare.prepare("mist")
-    with pytest.raises(AssetError, match=r"missing.*assets fetch smollm2"):
+    with pytest.raises(AssetError, match=r"missing.*fetch fetch smollm2"):
         prepare.prepare("smollm2", tmp_path / "empty", tmp_path / "prepared")
 
 
@@ -428,7 +428,8 @@ def test_missing_and_damaged_inputs_say_what_to_do(
         lambda: loaders.python_code("django"),
     ):
         with pytest.raises(
-            loaders.InputError, match=r"missing\. Make it with: python -m layerbook\.assets fetch"
+            loaders.InputError,
+            match=r"missing\. Make it with: python -m layerbook\.data\.fetch fetch",
         ):
             load()
     (tmp_path / "mnist").mkdir()

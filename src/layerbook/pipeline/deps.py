@@ -63,7 +63,7 @@ def imported(code: str, inside: str = PACKAGE) -> set[str]:
 @lru_cache(maxsize=512)
 def _imported(code: str, inside: str) -> frozenset[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(code)):
+    for node in ast.walk(method.parsed(code)):
         if isinstance(node, ast.Import):
             names |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -123,7 +123,7 @@ def _strings(code: str) -> frozenset[str]:
     """
     texts = {
         n.value
-        for n in ast.walk(ast.parse(code))
+        for n in ast.walk(method.parsed(code))
         if isinstance(n, ast.Constant) and isinstance(n.value, str)
     }
     return frozenset(t for t in texts if re.fullmatch(r"[A-Za-z0-9_][\w.-]*", t))
@@ -201,7 +201,7 @@ def substrates(slug: str) -> list[Path]:
 
 @lru_cache(maxsize=512)
 def _declared(code: str) -> str | None:
-    for node in ast.parse(code).body:
+    for node in method.parsed(code).body:
         if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == [
             "NETWORK"
         ]:
@@ -231,7 +231,7 @@ def _calls(code: str, module: str) -> frozenset[str]:
     """Functions of `module` that a source uses: called, passed on or imported by name."""
     home, _, last = module.rpartition(".")
     names, used = set(), set()
-    tree = ast.parse(code)
+    tree = method.parsed(code)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == module:
             used |= {a.name for a in node.names}
@@ -260,7 +260,7 @@ def _assets_of_loaders() -> dict[str, set[str]]:
 
     file, known = module_file(LOADERS), sorted(prepare.MAKERS)
     found: dict[str, set[str]] = {}
-    for node in ast.parse(file.read_text(encoding="utf-8")).body if file else []:
+    for node in method.parsed(file.read_text(encoding="utf-8")).body if file else []:
         if isinstance(node, ast.FunctionDef):
             patterns = {
                 _pattern(part)

@@ -116,7 +116,7 @@ def of_code(code: str) -> str:
         else code
     )
     try:
-        return sha256([magics, _form(ast.parse(plain))])
+        return sha256([magics, _form(method.parsed(plain))])
     except (SyntaxError, ValueError):
         return sha256(code)
 

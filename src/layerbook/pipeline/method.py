@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import linecache
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,18 @@ import nbformat
 
 from layerbook import paths
 from layerbook.claims import cards
+
+_parsing = threading.Lock()
+
+
+def parsed(code: str) -> ast.Module:
+    """The syntax tree of a source. Raises SyntaxError.
+
+    One at a time: in Python 3.11 two threads that parse at once may both fail with "AST constructor
+    recursion depth mismatch", and papers that run side by side are read in threads.
+    """
+    with _parsing:
+        return ast.parse(code)
 
 
 def source(slug: str) -> str:
@@ -45,7 +58,7 @@ def defaults(slug: str) -> dict[str, Any]:
     )
     found: dict[str, Any] = {}
     try:
-        for node in ast.parse(code).body:
+        for node in parsed(code).body:
             value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
             targets = (
                 node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
