@@ -66,4 +66,4 @@ test-full: data ## re-execute every paper at its own tier and compare verdicts
 	@for card in $$(grep -L '^draft:' notebooks/*.yaml); do layerbook rerun $$(basename $$card .yaml) --dry --expect-same || exit 1; done
 
 clean: ## remove what can be made again, but not data and results
-	rm -rf book/_build book/papers book/_generated build/failed build/run-* .pytest_cache .ruff_cache
+	rm -rf book/_build book/papers book/_generated build/failed .pytest_cache .ruff_cache
