@@ -54,7 +54,8 @@ def site() -> Iterator[str]:
     server.shutdown()
 
 
-@pytest.fixture(scope="session")
+# Of this module alone: while one Playwright runs, no other can be started in the same process.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as play:
@@ -63,7 +64,7 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def contexts(browser: Any) -> dict[tuple[int, str], Any]:
     """One browser context per width and colour scheme, shared to save time."""
     return {

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 WIDTHS = (1280, 390)
-DEJAVU = Path("/usr/share/fonts/truetype/dejavu")
+SHIPPED = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # found on every machine
 LARGEST = 1_000_000  # bytes of all fonts of the site
 
 # Widths of one text of each style, written into the page that is open; and the page's own.
@@ -76,16 +76,16 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
     """
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     folder = tmp_path_factory.mktemp("fonts")
-    (folder / "serif").mkdir()
-    shutil.copy(
-        Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "STIXGeneral.ttf", folder / "serif"
-    )
-    choices = {"dejavu": DEJAVU, "serif": folder / "serif"}
+    choices = {"dejavu": "DejaVu*.ttf", "serif": "STIXGeneral.ttf"}
+    for name, pattern in choices.items():
+        (folder / name).mkdir()
+        for font in SHIPPED.glob(pattern):
+            shutil.copy(font, folder / name)
     with sync_api.sync_playwright() as play:
         browsers = {}
-        for name, fonts in choices.items():
+        for name in choices:
             environment = os.environ | {
-                "FONTCONFIG_FILE": fontconfig(folder / f"{name}-config", fonts)
+                "FONTCONFIG_FILE": fontconfig(folder / f"{name}-config", folder / name)
             }
             browsers[name] = play.chromium.launch(
                 executable_path=CHROMIUM, args=ARGS, env=environment
