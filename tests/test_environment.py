@@ -598,3 +598,21 @@ def test_the_documents_name_the_same_versions_and_settings() -> None:
     for word in ("Python 3.11 or 3.12", "PIP_ARGS", "LAYERBOOK_MIRROR", "uv"):
         assert word in readme, word
     assert platform.python_version_tuple()[:2] in (("3", "11"), ("3", "12"))
+
+
+def test_a_checkout_with_letters_that_the_locale_lacks_is_found_all_the_same(tmp_path):
+    """A path file as setuptools writes it stops Python from starting at all in such a locale."""
+    place = tmp_path / "caf\u00e9 'x'" / "src"
+    place.mkdir(parents=True)
+    (place / "found_here.py").write_text("", encoding="utf-8")
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    file = packages / "__editable__.layerbook-0.1.0.pth"
+    file.write_text(f"{place}\n", encoding="utf-8")
+    module("install").spell_out(file)
+    assert file.read_bytes().isascii()
+    code = "import site, sys; site.addsitedir(sys.argv[1]); import found_here"
+    for setting in ("C", "C.UTF-8"):
+        environment = {"PATH": os.environ["PATH"], "LC_ALL": setting}
+        command = [sys.executable, "-S", "-c", code, str(packages)]
+        subprocess.run(command, env=environment, check=True)

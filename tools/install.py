@@ -9,6 +9,7 @@ made to the end, or by another Python, is removed and made anew.
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import fcntl
 import hashlib
@@ -277,11 +278,31 @@ def make(venv: Path, arguments: Sequence[str]) -> None:
         install(python, file, arguments)
         if others:
             call([python, "-m", "pip", "install", "-q", *arguments, "-c", file, *others])
-    call([python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "-e", ROOT])
+    editable(python)
     started(python)
     part = venv / (STAMP + ".part")
     part.write_text(f"{version()} {fingerprint()}", encoding="utf-8")
     os.replace(part, venv / STAMP)
+
+
+def editable(python: Path) -> None:
+    """Install this checkout itself, so that its code is used where it lies. Raises Failed."""
+    strange = not str(ROOT).isascii()
+    if strange:  # setuptools writes the checkout's path in the locale's encoding, which may lack it
+        os.environ["LC_ALL"] = "C.UTF-8"
+    call([python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "-e", ROOT])
+    if strange:
+        where = "import sysconfig; print(ascii(sysconfig.get_path('purelib')))"
+        packages = ast.literal_eval(call([python, "-c", where], quiet=True))
+        for file in Path(packages).glob("__editable__.layerbook-*.pth"):
+            spell_out(file)
+
+
+def spell_out(file: Path) -> None:
+    """Rewrite a path file in ASCII: Python reads it in the locale of the day, whichever that is."""
+    places = file.read_text(encoding="utf-8").splitlines()
+    lines = [f"import sys; sys.path.append({ascii(place)})\n" for place in places if place]
+    file.write_text("".join(lines), encoding="ascii")
 
 
 def started(python: Path) -> None:
