@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import functools
 import http.server
+import os
 import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 
 from layerbook import paths
@@ -38,6 +40,23 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
+# Chromium itself ends on the first page where a machine has no font at all, whatever the page
+# holds: it is given those that come with matplotlib.
+SHIPPED = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+
+
+def fontconfig(folder: Path, fonts: Path) -> str:
+    """A configuration file that knows the fonts of one folder only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "fonts.conf"
+    file.write_text(
+        '<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">'
+        f"<fontconfig><dir>{fonts}</dir><cachedir>{folder / 'cache'}</cachedir></fontconfig>",
+        encoding="utf-8",
+    )
+    return str(file)
+
+
 @pytest.fixture(scope="session")
 def site() -> Iterator[str]:
     if not report_data.load():
@@ -56,10 +75,13 @@ def site() -> Iterator[str]:
 
 # Of this module alone: while one Playwright runs, no other can be started in the same process.
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        fonts = fontconfig(tmp_path_factory.mktemp("fonts"), SHIPPED)
+        browser = play.chromium.launch(
+            executable_path=CHROMIUM, args=ARGS, env=os.environ | {"FONTCONFIG_FILE": fonts}
+        )
         yield browser
         browser.close()
 

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pytest
-from test_browser import ARGS, CHROMIUM, site  # noqa: F401 - `site` is a fixture
+from test_browser import ARGS, CHROMIUM, SHIPPED, fontconfig, site  # noqa: F401 - `site` is a fixture
 
 from layerbook import paths
 from layerbook.pages import build
@@ -21,7 +20,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 WIDTHS = (1280, 390)
-SHIPPED = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # found on every machine
 LARGEST = 1_000_000  # bytes of all fonts of the site
 
 # Widths of one text of each style, written into the page that is open; and the page's own.
@@ -53,18 +51,6 @@ CHARACTERS = """() => {
   }
   return found;
 }"""
-
-
-def fontconfig(folder: Path, fonts: Path) -> str:
-    """A configuration file that knows the fonts of one folder only."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "fonts.conf"
-    file.write_text(
-        '<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">'
-        f"<fontconfig><dir>{fonts}</dir><cachedir>{folder / 'cache'}</cachedir></fontconfig>",
-        encoding="utf-8",
-    )
-    return str(file)
 
 
 @pytest.fixture(scope="module")
