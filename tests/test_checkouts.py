@@ -4,6 +4,7 @@ that lies there.
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -167,7 +168,7 @@ def test_an_experiment_in_a_copy_leaves_the_main_results_alone(two):
 
     main, _ = two
     stage = {
-        "cmd": f"{sys.executable} -m layerbook rerun toy --tier cpu",
+        "cmd": f"{shlex.quote(sys.executable)} -m layerbook rerun toy --tier cpu",
         "deps": ["notebooks/toy.ipynb"],
         "params": ["papers.toy"],
         "outs": [{f"results/cpu/toy.{e}": {"cache": False}} for e in ("ipynb", "json")],

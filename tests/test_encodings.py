@@ -102,6 +102,13 @@ def test_every_call_names_its_encoding() -> None:
     assert not found, "say encoding='utf-8' here:\n" + "\n".join(found)
 
 
+ASCII_PLACE = pytest.mark.skipif(
+    not str(paths.ROOT).isascii(),
+    reason="with its own remedies off, Python cannot name this checkout's folder (1 December 2026)",
+)
+
+
+@ASCII_PLACE
 def test_a_terminal_that_knows_ascii_only_gets_every_line() -> None:
     """Strict ASCII on both streams, as in a POSIX locale with Python's own remedies off."""
     code = "from layerbook import terminal as f; f.lenient(); print('Holm \\u2713'); import sys; print(chr(233), file=sys.stderr)"
@@ -110,6 +117,7 @@ def test_a_terminal_that_knows_ascii_only_gets_every_line() -> None:
     assert done.stdout == b"Holm \\u2713\n" and done.stderr == b"\\xe9\n"
 
 
+@ASCII_PLACE
 @pytest.mark.parametrize(
     ("module", "words"),
     [
