@@ -6,12 +6,13 @@ PIP_ARGS ?=
 PAPER  ?= relp
 TIER   ?= cpu
 JOBS   ?= 2
+SINCE  ?=
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PYTHONUNBUFFERED := 1
 SITE := book/_build/html/index.html
 
-.PHONY: help book test test-full repro repro-all rerun run bench data env site open clean
+.PHONY: help book test test-changed test-full repro repro-all rerun run bench data env site open clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -61,6 +62,9 @@ open: ## open the built book in a browser
 
 test: data ## all that continuous integration runs
 	bash tests/run.sh
+
+test-changed: data ## what a change touches, and two sentinels: make test-changed SINCE=origin/main
+	bash tests/run.sh --changed $(SINCE)
 
 test-full: data ## re-execute every paper at its own tier and compare verdicts
 	@for card in $$(grep -L '^draft:' notebooks/*.yaml); do layerbook rerun $$(basename $$card .yaml) --dry --expect-same || exit 1; done

@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
 # Everything that continuous integration checks, in order of price. Called by `make test`.
+#
+#   bash tests/run.sh                      everything
+#   bash tests/run.sh --changed [COMMIT]   papers and tests that a change touches, and two sentinels (make test-changed)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export LAYERBOOK_TIER= HF_HUB_OFFLINE=1 MPLBACKEND=agg TOKENIZERS_PARALLELISM=false DVC_NO_ANALYTICS=1
@@ -17,13 +20,24 @@ step "data, networks, results and pages as recorded"
 dvc repro -q
 if ! dvc status -q; then dvc status; echo "results are stale: run 'make repro'"; exit 1; fi
 step "the book"; python -m layerbook.pages.build build
+# Each published notebook is executed once: on a warm kernel, but for one that shows that plain ones print the same.
+PLAIN=results/cpu/wave-cnn-compression.ipynb
+if [ "${1:-}" = --changed ]; then
+  layerbook changed ${2:+--since "$2"}
+  notebooks=$(layerbook changed ${2:+--since "$2"} --only notebooks)
+  tests=$(layerbook changed ${2:+--since "$2"} --only tests)
+else
+  notebooks=$(ls results/*/*.ipynb)
+  tests=tests
+fi
+notebooks=$(grep -vxF "$PLAIN" <<< "$notebooks" || true)
 NBVAL=(python -m pytest -q -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300)
 step "published notebooks at the smoke tier, on warm kernels"
 JUPYTER_PATH="$PWD/src/layerbook/pipeline/jupyter" LAYERBOOK_TIER=smoke OMP_NUM_THREADS=1 "${NBVAL[@]}" --nbval-kernel-name layerbook-warm \
-  -n 2 --dist loadfile results/*/*.ipynb
-step "one of them on a plain kernel: its checked cells print the same"
-LAYERBOOK_TIER=smoke "${NBVAL[@]}" --nbval-current-env results/cpu/noprop.ipynb
+  -n 2 --dist loadfile $notebooks
+step "one on a plain kernel: its checked cells print the same"
+LAYERBOOK_TIER=smoke "${NBVAL[@]}" --nbval-current-env "$PLAIN"
 step "unit, paper, pipeline, book and browser tests"
-OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile tests
+[ -z "$tests" ] || OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile $tests
 step "nothing was re-recorded"; git diff --exit-code -- data.dvc dvc.lock dvc.yaml params.yaml results
 step "done"

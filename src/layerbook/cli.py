@@ -194,6 +194,25 @@ def _clean(args: argparse.Namespace) -> int:
     return 0
 
 
+def _changed(args: argparse.Namespace) -> int:
+    from layerbook.pipeline import changes
+
+    found, files, base = changes.changed(args.since)
+    if args.only:
+        print("\n".join(found.tests if args.only == "tests" else found.notebooks()))
+        return 0
+    print(f"{len(files)} files differ from {base[:10]}" if base else found.everything)
+    if base and found.everything:
+        print(f"everything is to be run: {found.everything}")
+    for title, names in (("papers", found.papers), ("test files", found.tests)):
+        print(f"{len(names)} {title}")
+        for name in names if not found.everything else ():
+            reasons = found.because[name]
+            more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+            print(f"  {name}: {reasons[0]}{more}")
+    return 0
+
+
 def _data(args: argparse.Namespace) -> int:
     from layerbook.pipeline import store
 
@@ -270,6 +289,19 @@ def parser() -> argparse.ArgumentParser:
         _clean,
         "bring source notebooks into their stored form, without outputs and traces of an editor",
         "*",
+    )
+    closure = add(
+        "changed", _changed, "papers and tests that a change touches; 'make test-changed' runs them"
+    )
+    closure.add_argument(
+        "--since",
+        metavar="COMMIT",
+        help="compare with this commit (default: where this branch left the default one)",
+    )
+    closure.add_argument(
+        "--only",
+        choices=["notebooks", "tests"],
+        help="print nothing but the executed notebooks, or the test files, one a line",
     )
     add("data", _data, "fetch what is missing, verify it against data.dvc, prepare what is stale")
     return top
