@@ -278,11 +278,36 @@ def test_condas_environment_takes_the_lock():
     assert "python=3.11" in plain and pip == ["--requirement requirements.lock", "--editable ."]
 
 
-def test_ci_runs_what_the_readme_says():
-    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8") and "make test" in (
-        ROOT / "README.md"
-    ).read_text(encoding="utf-8")
-    assert "make book" in (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        ((), "test"),
+        (("changed",), "test-changed SINCE="),
+        (("changed", "v1"), "test-changed SINCE=v1"),
+    ],
+)
+def test_ci_runs_what_the_readme_says(tmp_path, arguments, asked):
+    """Its script is started with a `make` that only writes down what it is asked for."""
+    for name in ("make", "git", "chromium", "slurmctld", "munged"):
+        (tmp_path / name).write_text(
+            f'#!/bin/sh\necho "$@" >> {tmp_path}/{name}.log\n', encoding="utf-8"
+        )
+        (tmp_path / name).chmod(0o755)
+    found = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run(["bash", str(ROOT / ".ci" / "run"), *arguments], env=found, check=True)
+    assert (tmp_path / "make.log").read_text(encoding="utf-8").strip() == asked
+    block = (ROOT / "README.md").read_text(encoding="utf-8").split("```bash\n")[1].split("```")[0]
+    commands = [line.partition("#")[0].split() for line in block.splitlines()]
+    assert commands == [["make", "book"], ["make", "test"]]
+    for command in [*commands, ["make", asked.split()[0]]]:
+        subprocess.run([*command, "-n"], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_ci_refuses_what_it_does_not_know():
+    done = subprocess.run(
+        ["bash", str(ROOT / ".ci" / "run"), "chnaged"], capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 2 and ".ci/run changed" in done.stderr
 
 
 def test_the_data_are_those_of_data_dvc():

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from layerbook.claims import cards, engine
 from layerbook.data import loaders
-from layerbook.data.instructions import NOUNS, VERBS, World, roles
+from layerbook.data.instructions import VERBS, World, roles
 from layerbook.layers import transformer as tf
 from layerbook.networks import tunedpair
 from layerbook.pipeline import method
@@ -408,13 +408,3 @@ def test_shuffled_labels_lose_the_verbs(shift):
     found = lambda c: {"words": shift.by_word(share, c), "seeds": shift.by_seed(share, c)}  # noqa: E731
     assert verdict("C5", **found(chosen)) == "reproduced"
     assert verdict("C5", **found(g.permuted(chosen, axis=1))) != "reproduced"
-
-
-def test_a_strange_network_is_not_the_tuned_one():
-    noise = np.linspace(-0.01, 0.01, 5)
-    assert verdict("C6", overlap=0.95 + noise, margin=0.02 + noise) == "reproduced"
-    assert verdict("C6", overlap=0.1 + noise, margin=noise) != "reproduced"
-
-
-def test_words_are_one_token_each_in_the_networks_language(world):
-    assert len(world.encode(VERBS)) == 56 and len(set(world.encode([*VERBS, *NOUNS]))) == 104

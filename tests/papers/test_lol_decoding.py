@@ -4,7 +4,6 @@ happens when they are broken.
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +16,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from layerbook.claims import cards, engine
 from layerbook.data import facts, loaders
 from layerbook.layers import transformer as tf
-from layerbook.networks import factworld
 from layerbook.pipeline import method
 
 SMALL = {
@@ -362,9 +360,3 @@ def test_cells_are_chosen_on_the_development_questions_alone(m):
     assert np.array_equal(found["LOL A"], found[best["A"]]) and best["scaled"][1] == 4
     # answers of one token
     assert found["LOL A"].shape == (2, 3, 60) and (found["LOL A"][0] == found["LOL A"][1]).all()
-
-
-def test_the_tags_of_the_worlds_stand_in_the_order_that_the_notebook_reads_them():
-    assert factworld.TAGS == ("record:", "rumour:", "note:", "memo:") and math.isclose(
-        sum((0.3, 0.2, 0.1, 0.1, 0.3)), 1
-    )

@@ -350,16 +350,3 @@ def plan(maps, seen, arm, bank, keep, fp8, kind):
         bench.losses(broken.Arm(weights=None), keep=order[:6]),
         bench.losses(broken.Arm(weights=None)),
     )
-
-
-def test_without_damage_nothing_is_decided():
-    measured = {
-        "C2": {"recovered": [0.9, 0.95, 0.92, 0.97, 0.93]},
-        "N4": {"recovered": [0.0, 0.1, 0.05, 0.02]},
-    }
-    for damage, verdict in (
-        ([0.2, 0.3, 0.25, 0.22, 0.28], "reproduced"),
-        ([0.01, 0.02, 0.015, 0.012, 0.018], "inconclusive"),
-    ):
-        result = engine.decide(cards.load(SLUG), measured, {"G1": damage}, "cpu")
-        assert next(row["verdict"] for row in result["claims"] if row["id"] == "C2") == verdict
