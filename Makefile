@@ -7,6 +7,7 @@ PAPER  ?= relp
 TIER   ?= cpu
 JOBS   ?= 2
 SINCE  ?=
+PART   ?=
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PYTHONUNBUFFERED := 1
@@ -46,8 +47,8 @@ run: data ## every stale paper, JOBS at once on warm kernels: make run JOBS=2
 	@layerbook sync
 	layerbook run -j $(JOBS)
 
-bench: data ## measure the machinery against its plain baselines, into results/bench.json
-	python -m bench.machinery
+bench: data ## time the machinery against plain baselines, what is outdated of it: make bench PART="quantizers book"
+	python -m bench.machinery $(PART)
 
 site: env
 	python -m layerbook.pages.build build

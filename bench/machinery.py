@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from layerbook import paths
-from layerbook.pipeline import record
+from layerbook.pipeline import benchmarks, record
 
 PAPERS = 34
 IMPORTS = (
@@ -216,13 +216,13 @@ def quantizers() -> Iterator[dict[str, Any]]:
     yield from quantizing.quantizers()
 
 
-PARTS: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+MEASURE: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+    "quantizers": quantizers,
     "notebooks": notebooks,
-    "runs": runs,
     "book": book,
+    "runs": runs,
     "published": published,
     "suite": suite,
-    "quantizers": quantizers,
 }
 
 
@@ -242,48 +242,102 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def store(rows: list[dict[str, Any]]) -> None:
-    """Put the rows of one part in the place of its former ones, which are dropped if another
-    machine measured them.
-    """
-    machine = {
+def machine() -> dict[str, Any]:
+    """What the figures of this machine may be compared with."""
+    return {
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "system": platform.system(),
     }
+
+
+def commit() -> dict[str, Any]:
+    """The commit of the checkout, and whether files that git knows differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", f"safe.directory={paths.ROOT}", *arguments]
+        done = subprocess.run(
+            command, cwd=paths.ROOT, capture_output=True, encoding="utf-8", check=False
+        )
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+    return {"commit": git("rev-parse", "--short=10", "HEAD"), "dirty": bool(changed)}
+
+
+def stored() -> dict[str, Any]:
+    """The measurements of this machine; those of another are no longer counted."""
     former = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
-    kept = former.get("rows", []) if former.get("machine") == machine else []
-    kept = [r for r in kept if r["part"] in PARTS and r["part"] != rows[0]["part"]]
-    ordered = sorted([*kept, *rows], key=lambda r: list(PARTS).index(r["part"]))
-    record.replace(
-        FILE, (json.dumps({"machine": machine, "rows": ordered}, indent=1) + "\n").encode()
-    )
+    return former if former.get("machine") == machine() else {}
+
+
+def store(rows: list[dict[str, Any]], state: dict[str, Any]) -> None:
+    """Put the rows of one part in the place of its former ones, which are dropped if another
+    machine measured them.
+
+    Args:
+        rows: of the part.
+        state: commit and inputs of the measurement.
+    """
+    former, part = stored(), rows[0]["part"]
+    kept = [r for r in former.get("rows", []) if r["part"] in MEASURE and r["part"] != part]
+    ordered = sorted([*kept, *rows], key=lambda r: list(MEASURE).index(r["part"]))
+    known = former.get("parts", {}) | {part: state | {"machine": machine()}}
+    parts = {name: known[name] for name in MEASURE if name in known}
+    content = {"machine": machine(), "parts": parts, "rows": ordered}
+    record.replace(FILE, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def outdated(part: str) -> bool:
+    """True when what is stored of a part is not that of the checkout as it is."""
+    found = stored()
+    if benchmarks.PARTS[part].whole:
+        at = found.get("parts", {}).get(part, {})
+        return {k: at.get(k) for k in ("commit", "dirty")} != commit() or commit()["dirty"]
+    return not benchmarks.standing(part, found)[0]
+
+
+def measured(part: str) -> list[dict[str, Any]]:
+    """Measure a part, print its rows as they come, and store them with commit and inputs.
+
+    Raises RuntimeError when the inputs changed meanwhile: the figures would be of no known state.
+    """
+    state = commit() | {"inputs": benchmarks.inputs(part)}
+    rows = []
+    for found in MEASURE[part]():
+        rows.append({"part": part} | found)
+        print(table([found]).splitlines()[1], flush=True)
+    if changed := benchmarks.changed_since(state, benchmarks.inputs(part)):
+        raise RuntimeError(
+            f"{', '.join(changed)} changed while {part} was measured, so nothing of it was stored: "
+            f"make bench PART={part}"
+        )
+    store(rows, state)  # at once: a later part that is stopped takes nothing with it
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure all parts, or those named; print the table and store its rows in place of the former
-    ones.
+    """Measure the parts that are named, or else those that are outdated, the cheap ones first;
+    print the table and store its rows in place of the former ones.
     """
-    named = (sys.argv[1:] if arguments is None else arguments) or list(PARTS)
-    if named[0] == "--make":
+    named = sys.argv[1:] if arguments is None else arguments
+    if named[:1] == ["--make"]:
         make(int(named[1]))
         return 0
-    if named[0] == "--measure":
+    if named == ["--measure"]:
         measure()
         return 0
-    if set(named) - set(PARTS):
+    if strange := sorted(set(named) - set(MEASURE)):
         print(
-            f"no such part: {', '.join(sorted(set(named) - set(PARTS)))}; there are {', '.join(PARTS)}",
-            file=sys.stderr,
+            f"no such part: {', '.join(strange)}; there are {', '.join(MEASURE)}", file=sys.stderr
         )
         return 2
     rows = []
-    for name in named:
-        for found in PARTS[name]():
-            rows.append({"part": name} | found)
-            print(table([found]).splitlines()[1], flush=True)
-        # at once: a later part that is stopped takes nothing with it
-        store([r for r in rows if r["part"] == name])
+    for part in MEASURE:
+        if part in named or not named and outdated(part):
+            rows += measured(part)
+        elif not named:
+            print(f"{part}: as stored; to measure it again: make bench PART={part}")
     print("\n" + table(rows))
     return 0 if all(r["met"] in (None, True) for r in rows) else 1
 

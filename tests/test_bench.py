@@ -3,34 +3,51 @@ only.
 """
 
 import json
+import subprocess
 import sys
+from functools import partial
 
 import pytest
 
-from bench import machinery
+from bench import machinery, toy
+from layerbook.claims import cards
 from layerbook.pages import speed
+from layerbook.pipeline import benchmarks, deps
 
 
 @pytest.fixture
 def parts(house, monkeypatch):
-    """Two parts whose seconds the test sets, stored in the house."""
+    """Two parts whose seconds the test sets, stored in the house, which is a repository with code
+    of its own: "first" is timed by a module and depends on the number of papers, too.
+    """
     seconds = {"first": (8.0, 1.0), "second": (3.0, 2.0)}
     monkeypatch.setattr(machinery, "FILE", house.root / "results" / "bench.json")
-    monkeypatch.setattr(
-        machinery,
-        "PARTS",
-        {
-            name: lambda name=name: iter(
-                [
-                    machinery.row(
-                        f"{name} thing", ("plain", seconds[name][0]), ("ours", seconds[name][1]), 4
-                    )
-                ]
-            )
-            for name in seconds
-        },
-    )
+
+    def rows(name):
+        plain, ours = seconds[name]
+        yield machinery.row(f"{name} thing", ("plain", plain), ("ours", ours), 4)
+
+    monkeypatch.setattr(machinery, "MEASURE", {name: partial(rows, name) for name in seconds})
+    (house.root / "src").unlink()
+    code = house.root / "src" / "layerbook" / "timed.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("def work():\n    return 1\n", encoding="utf-8")
+    first = benchmarks.Part(("layerbook.timed",), tools=("torch",), papers=True)
+    known = {"first": first, "second": benchmarks.Part(files=("requirements.lock",))}
+    monkeypatch.setattr(benchmarks, "PARTS", known)
+    (house.root / "requirements.lock").write_text("torch==2.0\n", encoding="utf-8")
+    (house.root / ".gitignore").write_text("/build/\n", encoding="utf-8")
+    git(house, "init", "-q")
+    git(house, "add", ".")
+    git(house, "commit", "-q", "-m", "all")
     return seconds
+
+
+def git(house, *arguments):
+    who = ["-c", "user.name=A", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    return subprocess.run(
+        ["git", *who, *arguments], cwd=house.root, check=True, capture_output=True, encoding="utf-8"
+    ).stdout.strip()
 
 
 def stored(house):
@@ -91,7 +108,107 @@ def test_what_was_measured_before_a_failure_is_kept(house, parts, monkeypatch):
         raise RuntimeError("stopped")
         yield
 
-    monkeypatch.setitem(machinery.PARTS, "second", stops)
+    monkeypatch.setitem(machinery.MEASURE, "second", stops)
     with pytest.raises(RuntimeError, match="stopped"):
         machinery.main([])
     assert [r["part"] for r in stored(house)] == ["first"]
+
+
+def test_each_part_is_stored_with_commit_machine_and_inputs(house, parts):
+    machinery.main([])
+    found = json.loads((house.root / "results" / "bench.json").read_text(encoding="utf-8"))["parts"]
+    assert list(found) == ["first", "second"]
+    for part in found.values():
+        assert git(house, "rev-parse", "HEAD").startswith(part["commit"]) and not part["dirty"]
+        assert part["machine"] == machinery.machine()
+    inputs = found["first"]["inputs"]
+    assert inputs["torch"] == "2.0" and inputs[benchmarks.PAPERS] == "1"
+    assert len(inputs["src/layerbook/timed.py"]) == 16
+
+
+def code(house, text):
+    (house.root / "src" / "layerbook" / "timed.py").write_text(text, encoding="utf-8")
+
+
+CHANGES = {
+    "a module": (lambda house: code(house, "def work():\n    return 2\n"), "layerbook.timed"),
+    "a tool": (
+        lambda house: (house.root / "requirements.lock").write_text("torch==2.1\n"),
+        "torch",
+    ),
+    "a paper more": (lambda house: toy.write(house.root, "more"), benchmarks.PAPERS),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_measurement_whose_input_changed_is_not_shown_as_todays(house, parts, change):
+    machinery.main([])
+    commit = machinery.commit()["commit"]
+    fresh = speed.fragment(house.root)
+    assert fresh.count("nothing that it depends on has changed since") == 2
+    assert "before later changes" not in fresh and "then at least" not in fresh
+    make, named = CHANGES[change]
+    make(house)
+    text = speed.fragment(house.root)
+    assert f"measured at {commit}, before later changes to {named}" in text
+    assert "then at least 4: met" in text
+
+
+def test_a_comment_changes_no_measurement(house, parts):
+    machinery.main([])
+    code(house, '"""What is timed."""\n\n\ndef work():  # a comment\n    return 1\n')
+    assert "before later changes" not in speed.fragment(house.root)
+
+
+def test_what_has_no_digests_is_outdated(house, parts):
+    machinery.main([])
+    file = house.root / "results" / "bench.json"
+    former = json.loads(file.read_text(encoding="utf-8"))
+    del former["parts"]
+    file.write_text(json.dumps(former), encoding="utf-8")
+    text = speed.fragment(house.root)
+    assert text.count("speaks of no known state") == 2 and "has changed since" not in text
+
+
+def test_a_part_of_the_whole_checkout_is_only_ever_of_its_commit(house, parts, monkeypatch):
+    monkeypatch.setitem(benchmarks.PARTS, "second", benchmarks.Part(whole=True))
+    machinery.main([])
+    assert "it depends on the whole checkout as it was then" in speed.fragment(house.root)
+    assert not machinery.outdated("second")
+    code(house, "def work():\n    return 2\n")
+    assert machinery.outdated("second")
+
+
+def test_without_a_name_only_what_is_outdated_is_measured(house, parts, capsys):
+    machinery.main([])
+    parts["first"], parts["second"] = (80.0, 1.0), (80.0, 1.0)
+    code(house, "def work():\n    return 2\n")
+    assert machinery.main([]) == 0
+    assert [r["ratio"] for r in stored(house)] == [80.0, 1.5]
+    assert "second: as stored" in capsys.readouterr().out
+    machinery.main(["second"])
+    assert [r["ratio"] for r in stored(house)] == [80.0, 80.0]
+
+
+def test_inputs_that_change_during_a_measurement_make_it_void(house, parts, monkeypatch):
+    def edits():
+        code(house, "def work():\n    return 3\n")
+        yield machinery.row("a thing", ("plain", 1.0), ("ours", 1.0))
+
+    monkeypatch.setitem(machinery.MEASURE, "first", edits)
+    with pytest.raises(RuntimeError, match="timed.py changed while first was measured.*PART=first"):
+        machinery.main(["first"])
+    assert not (house.root / "results" / "bench.json").exists()
+
+
+def test_every_part_says_what_it_depends_on():
+    assert list(machinery.MEASURE) == list(benchmarks.PARTS)
+    for name, part in benchmarks.PARTS.items():
+        found = benchmarks.inputs(name)
+        assert all(deps.module_file(module) for module in part.modules)
+        assert all(found.values()), f"{name}: {[k for k, v in found.items() if not v]}"
+        assert part.whole or found["bench/machinery.py"]
+    quantizers = benchmarks.inputs("quantizers")
+    assert "src/layerbook/quantize/gptq.py" in quantizers
+    assert "src/layerbook/pages/build.py" not in quantizers
+    assert benchmarks.inputs("book")[benchmarks.PAPERS] == str(len(cards.slugs()))

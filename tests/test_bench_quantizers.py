@@ -22,7 +22,7 @@ def test_rows_name_a_library_and_an_aim(monkeypatch):
 
     monkeypatch.setattr(quantizing, "SHAPE", (800, 64))
     monkeypatch.setattr(quantizing, "in_turns", once)
-    rows = list(machinery.PARTS["quantizers"]())
+    rows = list(machinery.MEASURE["quantizers"]())
     assert len(rows) == 6 and all(
         r["ratio"] == 2 and r["goal"] == 1 and r["met"] and r["note"] for r in rows
     )

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from layerbook.pages import markup as h
 from layerbook.pages.papers import Paper
+from layerbook.pipeline import benchmarks
 
 
 def fragment(root: Path) -> str:
-    """The table as Markdown with HTML; a line that says how to make it when nothing was measured
-    yet.
+    """The table as Markdown with HTML, each measurement as of then; a line that says how to make it
+    when nothing was measured yet.
     """
     file = root / "results" / "bench.json"
     if not file.is_file():
@@ -23,6 +24,7 @@ def fragment(root: Path) -> str:
     found = json.loads(file.read_text(encoding="utf-8"))
     rows = []
     for r in found["rows"]:
+        current, since = benchmarks.standing(r["part"], found)
         goal = (
             ""
             if r["goal"] is None
@@ -31,12 +33,16 @@ def fragment(root: Path) -> str:
         name = escape(r["name"]) + (
             f'<br><small class="lb-aside">{escape(r["note"])}</small>' if r["note"] else ""
         )
+        name += f'<br><small class="lb-aside">{escape(since)}</small>'
         pair = [f"{escape(r[k])}: {r[f'{k}_seconds']:.2f} s" for k in ("baseline", "ours")]
+        if not current:
+            goal = f"then {goal}" if goal else ""
         rows.append(("", [name, *pair, f"{r['ratio']:.1f}", goal]))
     machine = found["machine"]
     text = (
         f"Measured by `make bench` on {machine['cores']} cores ({machine['system']}, Python {machine['python']}), each figure "
-        "beside its plain baseline in the same run. The small papers do nothing but import what all papers import and draw a "
+        "beside its plain baseline in the same run, as of the commit below its name. "
+        "The small papers do nothing but import what all papers import and draw a "
         "few numbers, so that what is left is the cost of the machinery.\n\n"
     )
     return text + h.table(["What", "Baseline", "Here", "Ratio", "Aim"], rows) + "\n"

@@ -225,12 +225,12 @@ def decided_by(slug: str) -> dict[str, str]:
 
 def of_stages() -> dict[str, dict[str, Any]]:
     """Stage -> the digests that it depends on besides data: of papers, networks, prepared assets
-    and verdicts.
+    and verdicts, and of what was timed.
 
     A paper whose card or notebook cannot be read has its fault in place of digests, so that it
     alone fails.
     """
-    from layerbook.pipeline import stages
+    from layerbook.pipeline import benchmarks, stages
 
     out: dict[str, dict[str, Any]] = {}
     for stage, module in stages.module_stages().items():
@@ -241,7 +241,7 @@ def of_stages() -> dict[str, dict[str, Any]]:
             out[slug], decided[slug] = method_of(slug), decided_by(slug)
         except (ValueError, SyntaxError, FileNotFoundError) as error:
             out[slug] = decided[slug] = {"fault": str(error)}
-    return out | {"decide": decided}
+    return out | {"decide": decided, "bench": benchmarks.of_all()}
 
 
 def write() -> list[Path]:

@@ -77,11 +77,12 @@ def stages() -> dict[str, Any]:
 
 def of_digests() -> dict[str, Any]:
     """The stage that says, without running anything, which of the others have to run."""
-    names = [*module_stages(), *cards.slugs(), "decide"]
+    names = [*module_stages(), *cards.slugs(), "decide", "bench"]
+    listed = ["notebooks", "src/layerbook", "bench", "requirements.lock"]
     return {
         "desc": "digests of notebooks, cards and modules, blind to comments and wording",
         "cmd": "python -m layerbook.pipeline.digests",
-        "deps": ["notebooks", "src/layerbook"],
+        "deps": [name for name in sorted(listed) if (paths.ROOT / name).exists()],
         "outs": [{digest(name): {"cache": False, "persist": True}} for name in sorted(names)],
     }
 
@@ -138,7 +139,8 @@ def of_report() -> dict[str, Any]:
     listed += [f"book/{f.name}" for f in sorted((paths.ROOT / "book").glob("family-*.md"))]
     listed += [f"results/models/{name}" for name in deps.trained()]
     listed += [COMPARISON] if compared() else []
-    listed += ["results/bench.json"] if (paths.RESULTS / "bench.json").is_file() else []
+    if (paths.RESULTS / "bench.json").is_file():
+        listed += ["results/bench.json", digest("bench")]
     made = ("book/papers", "book/_generated", "book/_toc.yml", "results/overview.svg")
     return {
         "desc": "executed notebooks, records and verdicts into pages, tables and metrics",
