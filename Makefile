@@ -67,8 +67,9 @@ test: data ## all that continuous integration runs
 test-changed: data ## what a change touches, and two sentinels: make test-changed SINCE=origin/main
 	bash tests/run.sh --changed $(SINCE)
 
-test-full: data ## re-execute every paper at its own tier and compare verdicts
+test-full: data ## re-execute every paper at its own tier and compare values; every page on other fonts
 	@for card in $$(grep -L '^draft:' notebooks/*.yaml); do layerbook rerun $$(basename $$card .yaml) --dry --expect-same || exit 1; done
+	LAYERBOOK_EXHAUSTIVE=1 python -m pytest -q tests/test_browser_fonts.py
 
 clean: ## remove what can be made again, but not data and results
 	rm -rf book/_build book/papers book/_generated build/failed .pytest_cache .ruff_cache

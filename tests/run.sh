@@ -24,20 +24,24 @@ step "the book"; python -m layerbook.pages.build build
 PLAIN=results/cpu/wave-cnn-compression.ipynb
 if [ "${1:-}" = --changed ]; then
   layerbook changed ${2:+--since "$2"}
-  notebooks=$(layerbook changed ${2:+--since "$2"} --only notebooks)
-  tests=$(layerbook changed ${2:+--since "$2"} --only tests)
+  chosen=(${2:+--since "$2"})
 else
-  notebooks=$(ls results/*/*.ipynb)
-  tests=tests
+  chosen=(--all)
 fi
+notebooks=$(layerbook changed "${chosen[@]}" --only notebooks)
+tests=$(layerbook changed "${chosen[@]}" --only tests)
 notebooks=$(grep -vxF "$PLAIN" <<< "$notebooks" || true)
 NBVAL=(python -m pytest -q -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300)
 step "published notebooks at the smoke tier, on warm kernels"
-JUPYTER_PATH="$PWD/src/layerbook/pipeline/jupyter" LAYERBOOK_TIER=smoke OMP_NUM_THREADS=1 "${NBVAL[@]}" --nbval-kernel-name layerbook-warm \
+[ -z "$notebooks" ] || JUPYTER_PATH="$PWD/src/layerbook/pipeline/jupyter" LAYERBOOK_TIER=smoke OMP_NUM_THREADS=1 "${NBVAL[@]}" --nbval-kernel-name layerbook-warm \
   -n 2 --dist loadfile $notebooks
 step "one on a plain kernel: its checked cells print the same"
 LAYERBOOK_TIER=smoke "${NBVAL[@]}" --nbval-current-env "$PLAIN"
 step "unit, paper, pipeline, book and browser tests"
-[ -z "$tests" ] || OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile $tests
+# Files that take longest go first, so that no worker is left alone with one of them at the end.
+LONG="driver checkouts browser_fonts cluster again environment kernels prepare runner browser folders pipeline"
+long=$(for name in $LONG; do grep -xF "tests/test_$name.py" <<< "$tests" || true; done)
+[ -z "$tests" ] || OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+  $long $(grep -vxF "$long" <<< "$tests")
 step "nothing was re-recorded"; git diff --exit-code -- data.dvc dvc.lock dvc.yaml params.yaml results
 step "done"

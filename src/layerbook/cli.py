@@ -197,7 +197,10 @@ def _clean(args: argparse.Namespace) -> int:
 def _changed(args: argparse.Namespace) -> int:
     from layerbook.pipeline import changes
 
-    found, files, base = changes.changed(args.since)
+    if args.all:
+        found, files, base = changes.everything("all was asked for"), [], None
+    else:
+        found, files, base = changes.changed(args.since)
     if args.only:
         print("\n".join(found.tests if args.only == "tests" else found.notebooks()))
         return 0
@@ -298,6 +301,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="COMMIT",
         help="compare with this commit (default: where this branch left the default one)",
     )
+    closure.add_argument("--all", action="store_true", help="everything, whatever changed")
     closure.add_argument(
         "--only",
         choices=["notebooks", "tests"],

@@ -43,9 +43,9 @@ SHARED = (
     "src/layerbook/pipeline/digests.py",
 )
 # Always executed, so that no change goes without a run from one end to the other. One reads a
-# network that others trained, one a network that was trained here; of these two kinds both are
-# among the quickest at the smoke tier.
-SENTINELS = ("concept-depth", "wave-cnn-compression")
+# network that others trained, one a network that was trained here: of these two kinds each is the
+# quickest at the smoke tier.
+SENTINELS = ("layerwise-quant", "wave-cnn-compression")
 
 
 class ChangesError(ValueError):
