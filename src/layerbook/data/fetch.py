@@ -7,7 +7,6 @@ command-line form.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import gzip
 import hashlib
 import lzma
@@ -24,9 +23,10 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock
 from tqdm import tqdm
 
-from layerbook import terminal
+from layerbook import paths, terminal
 from layerbook.data import sources
 from layerbook.data.manifest import (
     Asset,
@@ -181,14 +181,14 @@ def _sole_writer(data: Path) -> Iterator[None]:
     behind.
     """
     data.mkdir(parents=True, exist_ok=True)
-    handle = os.open(data, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    # not in the folder itself, where every file is an asset's
+    own = paths.ROOT / "build" / "locks" / "data"
+    file = own if data == DATA else data.with_name(f".{data.name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file, thread_local=False):
         for part in data.rglob(".*.part"):
             part.unlink()
         yield
-    finally:
-        os.close(handle)
 
 
 def fetch(

@@ -11,7 +11,6 @@ same bytes.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -20,6 +19,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from layerbook import paths, terminal
 from layerbook.claims import cards
@@ -54,8 +55,7 @@ def render(root: Path = paths.ROOT) -> list[Path]:
 def _lock(path: Path) -> Iterator[None]:
     """Hold a file lock: two test workers must not build the same book at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with FileLock(path, thread_local=False):
         yield
 
 
