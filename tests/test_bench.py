@@ -133,7 +133,9 @@ def code(house, text):
 CHANGES = {
     "a module": (lambda house: code(house, "def work():\n    return 2\n"), "layerbook.timed"),
     "a tool": (
-        lambda house: (house.root / "requirements.lock").write_text("torch==2.1\n"),
+        lambda house: (house.root / "requirements.lock").write_text(
+            "torch==2.1\n", encoding="utf-8"
+        ),
         "torch",
     ),
     "a paper more": (lambda house: toy.write(house.root, "more"), benchmarks.PAPERS),
