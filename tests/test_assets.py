@@ -234,6 +234,24 @@ def test_an_interrupted_fetch_resumes(world: World, monkeypatch: pytest.MonkeyPa
     assert {name: world.state()[name] for name in kept} == kept
 
 
+def test_checkouts_that_share_one_folder_take_turns_as_well(tmp_path: Path) -> None:
+    real, linked, entered = tmp_path / "a" / "data", tmp_path / "b" / "data", threading.Event()
+    real.mkdir(parents=True)
+    linked.parent.mkdir()
+    linked.symlink_to(real)
+
+    def second() -> None:
+        with assets._sole_writer(linked):
+            entered.set()
+
+    other = threading.Thread(target=second, daemon=True)
+    with assets._sole_writer(real):
+        other.start()
+        assert not entered.wait(0.5)
+    assert entered.wait(10)
+    assert list(real.iterdir()) == []  # every file in it would be an asset's
+
+
 def test_two_fetches_at_once_take_turns(world: World) -> None:
     threads = [threading.Thread(target=world.fetch) for _ in range(4)]
     for thread in threads:

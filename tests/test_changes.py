@@ -22,6 +22,7 @@ TESTS = {
     "test_notebooks.py": "from layerbook import paths\nFOUND = list(paths.NOTEBOOKS.glob('*'))\n",
     "test_readme.py": "from layerbook import paths\nTEXT = (paths.ROOT / 'README.md').read_text()\n",
     "test_tree.py": "from layerbook import paths\nFOUND = list(paths.ROOT.rglob('*'))\n",
+    "deep/er/test_deep.py": "",
     "papers/test_by_gptq.py": "from layerbook.quantize import grids\n",
     "papers/test_plain.py": "",
     "papers/test_other.py": "",

@@ -413,8 +413,6 @@ def test_an_untrained_twin_has_the_shape_and_not_the_weights(de):
 
 # --- broken on purpose ---
 
-NOISE = np.linspace(-0.02, 0.02, 9)
-
 
 def verdict(claim: str, **arrays) -> str:
     """A claim's verdict when its control is in order and its gates are met."""

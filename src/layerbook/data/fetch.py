@@ -26,7 +26,7 @@ from typing import BinaryIO
 from filelock import FileLock
 from tqdm import tqdm
 
-from layerbook import paths, terminal
+from layerbook import terminal
 from layerbook.data import sources
 from layerbook.data.manifest import (
     Asset,
@@ -181,9 +181,10 @@ def _sole_writer(data: Path) -> Iterator[None]:
     behind.
     """
     data.mkdir(parents=True, exist_ok=True)
-    # not in the folder itself, where every file is an asset's
-    own = paths.ROOT / "build" / "locks" / "data"
-    file = own if data == DATA else data.with_name(f".{data.name}.lock")
+    # Not in the folder itself, where every file is an asset's, but beside the real one: checkouts
+    # whose data/ links to one folder take turns as well.
+    real = data.resolve()
+    file = real.parent / "build" / "locks" / real.name
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file, thread_local=False):
         for part in data.rglob(".*.part"):

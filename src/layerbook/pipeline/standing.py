@@ -135,8 +135,9 @@ def of_test(file: Path) -> tuple[set[str], frozenset[str]]:
 
 
 def test_files() -> list[str]:
-    """All test files, by their path from the root, those of drafts left out."""
-    folder = paths.ROOT / "tests"
+    """All test files, however deep, by their path from the root, those of drafts left out: `make
+    test` runs these, so that a file which is missing here would never run.
+    """
     drafts = {f"test_{slug.replace('-', '_')}.py" for slug in cards.drafts()}
-    found = [*folder.glob("test_*.py"), *(folder / "papers").glob("test_*.py")]
-    return sorted(_inside(f for f in found if f.parent.name != "papers" or f.name not in drafts))
+    files = (paths.ROOT / "tests").rglob("test_*.py")
+    return sorted(_inside(f for f in files if f.parent.name != "papers" or f.name not in drafts))
