@@ -22,9 +22,13 @@ def fragment(root: Path) -> str:
     if not file.is_file():
         return "Nothing has been measured on this machine yet: `make bench` does it.\n"
     found = json.loads(file.read_text(encoding="utf-8"))
+    standing = {
+        part: benchmarks.standing(part, found) for part in {r["part"] for r in found["rows"]}
+    }
+    states = {since for _current, since in standing.values()}
     rows = []
     for r in found["rows"]:
-        current, since = benchmarks.standing(r["part"], found)
+        current, since = standing[r["part"]]
         goal = (
             ""
             if r["goal"] is None
@@ -33,7 +37,8 @@ def fragment(root: Path) -> str:
         name = escape(r["name"]) + (
             f'<br><small class="lb-aside">{escape(r["note"])}</small>' if r["note"] else ""
         )
-        name += f'<br><small class="lb-aside">{escape(since)}</small>'
+        if len(states) > 1:  # else it is said once, above the table
+            name += f'<br><small class="lb-aside">{escape(since)}</small>'
         pair = [f"{escape(r[k])}: {r[f'{k}_seconds']:.2f} s" for k in ("baseline", "ours")]
         if not current:
             goal = f"then {goal}" if goal else ""
@@ -41,10 +46,11 @@ def fragment(root: Path) -> str:
     machine = found["machine"]
     text = (
         f"Measured by `make bench` on {machine['cores']} cores ({machine['system']}, Python {machine['python']}), each figure "
-        "beside its plain baseline in the same run, as of the commit below its name. "
-        "The small papers do nothing but import what all papers import and draw a "
+        "beside its plain baseline in the same run. The small papers do nothing but import what all papers import and draw a "
         "few numbers, so that what is left is the cost of the machinery.\n\n"
     )
+    if len(states) == 1:
+        text += f"**Each figure is of then:** {escape(*states)}.\n\n"
     return text + h.table(["What", "Baseline", "Here", "Ratio", "Aim"], rows) + "\n"
 
 
