@@ -17,7 +17,7 @@ from typing import Any
 import jsonschema
 
 from layerbook import paths, yamlfile
-from layerbook.claims import papersources
+from layerbook.claims import card_rules, papersources, roles
 
 COMMON_PARAMETERS: dict[str, dict[str, Any]] = {
     "tier": {"help": "size of the run", "choices": ["auto", "smoke", "cpu", "gpu", "gpu-dry"]},
@@ -130,7 +130,10 @@ def read(file: Path, finished: bool = False) -> dict[str, Any]:
             )
         todo = [fault for fault in faults if fault[1].endswith(UNFINISHED_TEXT)]
         if len(todo) == len(faults):  # all that is there has its form
-            faults += [(document.line(where), text) for where, text in _rules(card, file.stem)]
+            faults += [
+                (document.line(where), text)
+                for where, text in card_rules.faults(card, file.stem, COMMON_PARAMETERS)
+            ]
             if not UNFINISHED.match(card["cite"]) and not (draft and not finished):
                 faults += [
                     (document.line(["cite"]), text) for text in _citation(card["cite"], file)
@@ -274,124 +277,20 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"'{name[:60]}' is no field here{f'; did you mean {near[0]}?' if near else ''} (known: {', '.join(known)})"
 
 
-def _rules(card: dict[str, Any], stem: str) -> list[tuple[list[Any], str]]:
-    faults: list[tuple[list[Any], str]] = []
-    if card["slug"] != stem:
-        faults.append((["slug"], f"slug {card['slug']!r} is not the file's name {stem!r}"))
-    for name in set(card.get("parameters", {})) & set(COMMON_PARAMETERS):
-        faults.append(
-            (["parameters", name], f"parameter {name!r} belongs to every notebook, leave it out")
-        )
-    if len(card["title"].splitlines()) > 1:
-        faults.append((["title"], "title: write it on one line"))
-    for name, spec in card.get("parameters", {}).items():
-        if "min" in spec and "max" in spec and spec["min"] > spec["max"]:
-            faults.append(
-                (
-                    ["parameters", name],
-                    f"parameter {name!r}: min is larger than max, so no value passes",
-                )
-            )
-    ids: dict[str, dict[str, Any]] = {}
-    for group in ("gates", "claims"):
-        for k, item in enumerate(card.get(group, [])):
-            if item["id"] in ids:
-                faults.append(([group, k, "id"], f"duplicate id {item['id']}"))
-            ids[item["id"]] = item
-            if "test" in item:
-                faults += [
-                    ([group, k, "test", *at], f"{item['id']}: {text}")
-                    for at, text in _threshold(item["test"])
-                ]
-    for k, claim in enumerate(card["claims"]):
-        faults += [
-            (["claims", k, *where], f"{claim['id']}: {text}")
-            for where, text in _claim_rules(claim, ids)
-        ]
-    return faults
-
-
-def _claim_rules(
-    claim: dict[str, Any], ids: dict[str, dict[str, Any]]
-) -> list[tuple[list[Any], str]]:
-    out: list[tuple[list[Any], str]] = []
-    kind = claim["kind"]
-    if kind == "control":
-        if ("fails" in claim) == ("tests" in claim):
-            out.append(
-                (
-                    [],
-                    "a control has either 'fails' (the effect whose test it must fail) or its own 'tests'",
-                )
-            )
-        if "fails" in claim and ids.get(claim["fails"], {}).get("kind") not in (
-            "effect",
-            "equivalence",
-        ):
-            out.append((["fails"], f"fails {claim['fails']!r}, which is no effect of this card"))
-    else:
-        if "paper" not in claim:
-            out.append(
-                ([], "no 'paper': the paper's own figure and where it stands, or 'not known'")
-            )
-        if "tests" not in claim:
-            out.append(([], "no 'tests': a claim is decided by at least one"))
-        if "fails" in claim:
-            out.append((["fails"], "only a control fails another claim's test"))
-    if kind == "effect":
-        if "twin" not in claim:
-            out.append(([], "an effect needs a 'twin', the control that must fail the same test"))
-        for key in ("smallest", "differs"):
-            if key not in claim:
-                out.append(([], f"an effect needs '{key}'"))
-    for key in ("twin", "rival"):
-        if key in claim and ids.get(claim[key], {}).get("kind") != "control":
-            out.append(([key], f"{key} {claim[key]!r} is no control of this card"))
-    for gate in claim.get("requires", []):
-        if not gate.startswith("G") or gate not in ids:
-            out.append((["requires"], f"requires {gate!r}, which is no gate of this card"))
-    names = [t.get("of", "") for t in claim.get("tests", [])]
-    if len(names) > 1 and "" in names:
-        out.append((["tests"], "with several tests each names its array with 'of'"))
-    for k, test in enumerate(claim.get("tests", [])):
-        out += [(["tests", k, *at], text) for at, text in _threshold(test)]
-    return out
-
-
-def _threshold(test: dict[str, Any]) -> Iterator[tuple[list[Any], str]]:
-    """Bounds of one test that nothing, or nothing sensible, can satisfy."""
-    for at, bound in (([], test.get("between")), (["every"], test.get("every", {}).get("between"))):
-        if bound and bound[0] > bound[1]:
-            yield at, f"between {bound}: the first bound must not be the larger"
-    bound = test.get("between")
-    if bound and bound[0] == bound[1]:
-        yield (
-            [],
-            f"between {bound}: no interval fits between equal bounds; use every: {{between: {bound}}} for an exact value",
-        )
-    if "null_value" not in test:
-        return
-    if not ("above" in test or "below" in test):
-        yield ["null_value"], "'null_value' goes with above or below"
-    elif not (
-        test["null_value"] < test["above"]
-        if "above" in test
-        else test["null_value"] > test["below"]
-    ):
-        side = "above" if "above" in test else "below"
-        yield (
-            ["null_value"],
-            (
-                f"null_value {test['null_value']:g} means no effect, so it cannot itself lie {side} "
-                f"the threshold {test[side]:g} or on it"
-            ),
-        )
-
-
 def registered_arrays(card: dict[str, Any]) -> dict[str, set[str]]:
-    """Claim id -> the array names that its tests read ('' for a single unnamed one)."""
+    """Claim id -> the array names that it is measured on ('' for a single unnamed one).
+
+    A claim's are those that its tests read, the random ones of a rank test, and the one that shows
+    the paper's own quantity; a control's are those that the tests of the claim read which it names.
+    """
     by_id = {c["id"]: c for c in card["claims"]}
-    tests = {
-        c["id"]: c["tests"] if "tests" in c else by_id[c["fails"]]["tests"] for c in card["claims"]
-    }
-    return {claim: {t.get("of", "") for t in found} for claim, found in tests.items()}
+    out = {}
+    for claim in card["claims"]:
+        tests = claim.get("tests")
+        if tests is None:
+            out[claim["id"]] = {t.get("of", "") for t in by_id[roles.named(claim)[0]]["tests"]}
+            continue
+        out[claim["id"]] = {t.get("of", "") for t in tests}
+        out[claim["id"]] |= {t["rank"]["among"] for t in tests if "rank" in t}
+        out[claim["id"]] |= {claim["shows"]} if "shows" in claim else set()
+    return out

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from layerbook.claims import roles
+
 MEANING = {"time": "depends on the machine's speed", "threads": "depends on the number of threads"}
 # fields of a record that no two runs share
 MEASURED = (
@@ -95,7 +97,9 @@ def of_claims(card: Mapping[str, Any]) -> dict[str, str]:
     test it must fail.
     """
     own = {c["id"]: c["varies"] for c in card["claims"] if "varies" in c}
-    return own | {c["id"]: own[c["fails"]] for c in card["claims"] if c.get("fails") in own}
+    return own | {
+        c["id"]: own[effect] for c in card["claims"] for effect in roles.named(c) if effect in own
+    }
 
 
 def fixed(record: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:

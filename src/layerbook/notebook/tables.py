@@ -11,13 +11,16 @@ from layerbook.claims import varying
 LABELS = {
     ("identity", "reproduced"): "identity holds",
     ("identity", "not reproduced"): "identity broken",
-    ("control", "reproduced"): "control held",
-    ("control", "not reproduced"): "control broken",
+    ("control", "held"): "control held",
+    ("control", "passes"): "control passes",
+    ("control", "beaten"): "simpler explanation beaten",
+    ("control", "level"): "simpler explanation level",
+    ("control", "ahead"): "simpler explanation ahead",
 }
 
 
 def label(kind: str, verdict: str) -> str:
-    """What the reader sees for a verdict: controls 'held' or are 'broken', identities likewise."""
+    """What the reader sees for a verdict, or for the state of a control or identity."""
     return LABELS.get((kind, verdict), verdict)
 
 
@@ -48,23 +51,26 @@ def badge(kind: str, verdict: str) -> str:
 
 def registered(card: Mapping[str, Any]) -> str:
     """The claims as they stand before the run."""
-    from layerbook.claims.engine import control_tests
-    from layerbook.claims.outcomes import describe
+    from layerbook.claims import roles, testwords
 
     by_id = {c["id"]: c for c in card["claims"]}
-    rows = [
-        [
-            c["id"],
-            c["kind"],
-            escape(c["statement"]),
-            escape(c.get("paper", "—")),
-            ("must fail " + c["fails"] + ": " if "fails" in c else "")
-            + escape(" and ".join(describe(t) for t in control_tests(c, by_id))),
-            escape(c["unit"]),
-            c["tier"],
-        ]
-        for c in card["claims"]
-    ]
+    rows = []
+    for c in card["claims"]:
+        named = roles.named(c)
+        tests = c.get("tests") or by_id[named[0]]["tests"]
+        asked = " and ".join(testwords.describe(t) for t in tests)
+        paper = c.get("paper", "—")
+        rows.append(
+            [
+                c["id"],
+                c["kind"],
+                escape(c["statement"]),
+                escape(paper if isinstance(paper, str) else f"{paper['says']} ({paper['where']})"),
+                escape(f"against {', '.join(named)}: {asked}" if named else asked),
+                escape(c["unit"]),
+                c["tier"],
+            ]
+        )
     return table(
         ["id", "kind", "claim", "in the paper", "test", "unit", "tier"], rows, "registered claims"
     )

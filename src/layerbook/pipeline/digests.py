@@ -43,8 +43,15 @@ NOT_MEASURING = (
     "layerbook.terminal",
     "layerbook.yamlfile",
     "layerbook.claims.engine",
-    "layerbook.claims.outcomes",
+    "layerbook.claims.rows",
+    "layerbook.claims.zones",
+    "layerbook.claims.testwords",
+    "layerbook.claims.comparisons",
+    "layerbook.claims.inference",
+    "layerbook.claims.power",
+    "layerbook.claims.roles",
     "layerbook.claims.cards",
+    "layerbook.claims.card_rules",
     "layerbook.claims.varying",
     "layerbook.claims.papersources",
     "layerbook.claims.discussions",
@@ -181,25 +188,38 @@ def measuring_fields(card: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+# Fields of claims, gates and tests that the engine does not read: wording, and what was planned.
 WORDING = (
     "statement",
+    "title",
     "paper",
     "metric",
     "unit",
     "differs",
     "changed",
-    "title",
     "shows",
     "speaks_of",
     "asked_by",
     "varies",
+    "expect",
+    "underpowered",
 )
 
 
 def deciding_fields(card: dict[str, Any]) -> dict[str, Any]:
-    """What the engine reads of a card: all of its claims and gates but their wording."""
-    rows = lambda items: [{k: v for k, v in item.items() if k not in WORDING} for item in items]  # noqa: E731
-    return {"claims": rows(card["claims"]), "gates": rows(card.get("gates", []))}
+    """What the engine reads of a card: all of its claims and gates but their wording.
+
+    Where a claim was decided (`on` of a claim) is wording; mean or median (`on` of a test) is not.
+    """
+
+    def bare(item: dict[str, Any], *without: str) -> dict[str, Any]:
+        out = {k: v for k, v in item.items() if k not in (*WORDING, *without)}
+        if "tests" in out:
+            out["tests"] = [bare(test) for test in out["tests"]]
+        return out
+
+    claims, gates = card["claims"], card.get("gates", [])
+    return {"claims": [bare(c, "on") for c in claims], "gates": [bare(g) for g in gates]}
 
 
 def method_of(slug: str) -> dict[str, str]:

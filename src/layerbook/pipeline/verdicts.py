@@ -7,6 +7,7 @@ verdicts together for those who read both.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from layerbook.claims import cards, engine, varying
 from layerbook.pipeline import deps, digests, record
 
 SUFFIX = ".verdicts.json"
+SCHEMA = 3
+BROKEN_FACT = "FAILS: "  # how a notebook prints a fact that does not hold
 
 
 def file_of(slug: str, tier: str) -> Path:
@@ -27,8 +30,26 @@ def _nan(values: Sequence[float | None]) -> list[float]:
     return [math.nan if v is None else v for v in values]
 
 
+def broken_facts(notebook: Path) -> list[str]:
+    """Facts that an executed notebook printed and that did not hold; none without a notebook."""
+    if not notebook.is_file():
+        return []
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    printed = [
+        "".join(output["text"])
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if output.get("output_type") == "stream"
+    ]
+    lines = [line for text in printed for line in text.split("\n")]
+    return [line.removeprefix(BROKEN_FACT) for line in lines if line.startswith(BROKEN_FACT)]
+
+
 def decide(
-    card: Mapping[str, Any], measured: Mapping[str, Any], dry: bool = False
+    card: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    dry: bool = False,
+    facts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The engine's verdicts on a record's arrays: rows of claims, gates and findings, without
     values and wording.
@@ -37,13 +58,14 @@ def decide(
         card: the paper's card.
         measured: its record.
         dry: a rehearsal decides nothing.
+        facts: those that the notebook stated and that did not hold.
     """
     arrays = {
         c: {name: _nan(values) for name, values in named.items()}
         for c, named in measured["measured"].items()
     }
     gates = {g: _nan(values) for g, values in measured["gates"].items()}
-    rows = engine.decide(card, arrays, gates, measured["tier"], dry)
+    rows = engine.decide(card, arrays, gates, measured["tier"], dry, facts)
     bare = lambda row, *without: {k: v for k, v in row.items() if k not in without}  # noqa: E731
     found = [
         engine.finding(f["name"], f["statement"], _nan(f["values"])) for f in measured["findings"]
@@ -62,14 +84,15 @@ def decide(
 
 def build(measured: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a verdicts file, from a record."""
-    slug = measured["paper"]
+    slug, tier = measured["paper"], measured["tier"]
     head = {
-        "schema": record.SCHEMA,
+        "schema": SCHEMA,
         "paper": slug,
-        "tier": measured["tier"],
+        "tier": tier,
         "decided_by": digests.decided_by(slug),
     }
-    return head | decide(deps.card(slug), measured)
+    facts = broken_facts(record.file_of(slug, tier, ".ipynb"))
+    return head | decide(deps.card(slug), measured, facts=facts)
 
 
 def joined(
@@ -83,13 +106,10 @@ def joined(
     for row in decided["claims"]:
         arrays = measured["measured"].get(row["id"], {})
         claim = by_id.get(row["id"], {})
-        tests = engine.control_tests(claim, by_id) if claim else []
-        values = [arrays.get(test.get("of", ""), []) for test in tests] or [[]]
-        also = [dict(a, values=v) for a, v in zip(row["also"], values[1:], strict=False)]
+        also = [dict(a, values=arrays.get(a["of"], [])) for a in row["also"]]
         named = {"units": measured["units"][row["id"]]} if measured["units"].get(row["id"]) else {}
-        rows.append(
-            row | {"values": values[0], "unit": claim.get("unit", ""), "also": also} | named
-        )
+        values = arrays.get(row["of"], [])
+        rows.append(row | {"values": values, "unit": claim.get("unit", ""), "also": also} | named)
     statements = {g["id"]: g["statement"] for g in card.get("gates", [])}
     gates = [
         g | {"values": measured["gates"].get(g["id"], []), "statement": statements.get(g["id"], "")}
