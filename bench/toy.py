@@ -35,7 +35,6 @@ claims:
       - {{of: gain, above: 0}}
     smallest: 0.1
     tier: cpu
-    twin: N1
     requires: [G1]
     differs: "nothing"
   - id: C2

@@ -30,8 +30,18 @@ def test_a_good_card_loads(house):
 @pytest.mark.parametrize(
     ("old", "new", "line", "says"),
     [
-        ("    twin: N1\n", "", "- id: C1", "twin"),
-        ("twin: N1", "twin: N7", "twin: N1", "N7"),
+        ("    smallest: 0.1\n", "    twin: N1\n    smallest: 0.1\n", "smallest", "twin"),
+        ("fails: C1", "fails: [C1, C9]", "fails: C1", "C9"),
+        ("above: 0}}", "above: 0, asks: us}}", "tests:", "asks what the paper says"),
+        ("above: 0}}", "above: 0, scale: log}}", "of: gain", "positive"),
+        ("above: 0}}", "above: 0, null_value: 1}}", "of: gain", "null_value 1"),
+        ("{{of: gain, above: 0}}", "{{rank: {{among: random}}}}", "of: gain", "names its score"),
+        (
+            "    smallest: 0.1",
+            "    compare: paired\n    smallest: 0.1",
+            "smallest",
+            "only a control",
+        ),
         ("{{of: gain, above: 0}}", "{{of: gain, over: 0}}", "of: gain", "over"),
         ("id: C2", "id: C1", "id: C2", "duplicate id C1"),
         ("kind: identity", "kind: theorem", "kind: identity", "theorem"),

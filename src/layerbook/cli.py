@@ -28,6 +28,8 @@ def _check(args: argparse.Namespace) -> int:
     if not args.slug:
         faults += check.leftovers()
     print("\n".join(faults) or "all conventions hold")
+    notes = dict.fromkeys(n for slug in args.slug or cards.slugs() for n in check.notes(slug))
+    print("".join(f"note: {note}\n" for note in notes), end="")
     _name_drafts(args.slug)
     for slug in sorted(set(args.slug) & set(cards.drafts())):
         todo = "then" if faults else "when it is to enter the book,"

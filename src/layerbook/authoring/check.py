@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import re
 import statistics
+from pathlib import Path
 
 import nbformat
 
-from layerbook import paths
-from layerbook.claims import cards, discussions
-from layerbook.pipeline import method, substrates
+from layerbook import paths, yamlfile
+from layerbook.claims import cards, discussions, lint
+from layerbook.pipeline import method, record, registration, substrates
 
 HEADINGS = [
     "Parameters",
@@ -49,7 +50,46 @@ def check(slug: str) -> list[str]:
         discussions.read(paths.BOOK / "discussion" / source.name, card)
     except discussions.DiscussionError as error:
         found += str(error).split("\n")
-    return found + substrates.faults(card, source) + _notebook(slug, card)
+    found += _asks(source, card) + substrates.faults(card, source)
+    return found + _notebook(slug, card)
+
+
+def _asks(source: Path, card: dict) -> list[str]:
+    """What a card of the second edition may not ask, and tests that changed after their record."""
+    if card.get("edition") != 2:
+        return []
+    try:
+        measured = record.read(source.stem, "cpu")["measured"]
+    except (ValueError, FileNotFoundError):
+        measured = None  # not run yet, or a damaged record, which `layerbook status` reports
+    faults = lint.faults(card, measured)
+    if not registration.unknown():
+        number = {c["id"]: k for k, c in enumerate(card["claims"])}
+        undated = registration.undated(source.stem)
+        faults += [(["claims", number[claim]], f"{claim}: {text}") for claim, text in undated]
+    if not faults:
+        return []
+    document = yamlfile.read(source)
+    return [f"{source.name}:{document.line(where)}: {text}" for where, text in faults]
+
+
+def notes(slug: str) -> list[str]:
+    """What is to be known of a paper and is no fault: tests of a first-edition card that changed
+    after their record, and whether git can tell.
+    """
+    why = registration.unknown()
+    if why:
+        return [why]
+    try:
+        card = cards.load(slug)
+        if card.get("edition") == 2:
+            return []
+        claims = [claim for claim, _ in registration.undated(slug)]
+    except cards.CardError:
+        return []
+    if not claims:
+        return []
+    return [f"{slug}: tests of {', '.join(claims)} changed after their first record, no date said"]
 
 
 def _notebook(slug: str, card: dict) -> list[str]:
