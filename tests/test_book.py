@@ -30,7 +30,7 @@ PAGES = {
     "guide/cluster": "retry_memory_factor",
     "guide/add": "layerbook new my-paper",
     "assets": "SmolLM2-135M-Instruct",
-    "reference": "layerbook.claims.outcomes.evaluate",
+    "reference": "layerbook.claims.zones.evaluate",
     "glossary": "smallest effect of interest",
     "bibliography": "The papers of this book",
     "404": "Page not found",
@@ -225,7 +225,7 @@ def test_a_claim_that_failed_says_why(papers: list[report_data.Paper]) -> None:
         f"book/discussion/{p.slug}.yaml lacks {c['id']} ({c['verdict']})"
         for p in papers
         for c in p.claims()
-        if lists.shelf_place(c) in ("not reproduced", "weaker", "reproduced", "inconclusive")
+        if lists.shelf_place(c) in ("not reproduced", "weaker", "reproduced", "undecided")
         and not {"reason", "would_change"} <= set(p.discussion.get(c["id"]) or {})
     ]
     assert not silent, "\n".join(silent)

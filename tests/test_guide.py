@@ -8,7 +8,7 @@ import pytest
 
 from bench import toy
 from layerbook import cli, paths, yamlfile
-from layerbook.claims import cards, discussions, outcomes, papersources
+from layerbook.claims import cards, discussions, papersources, testwords
 from layerbook.pipeline import cluster
 
 PAGES = [
@@ -87,9 +87,9 @@ def test_every_form_of_test_in_the_guide_is_one_that_cards_take():
         test = yamlfile.Document("form", f"{{{text}}}").data
         rules = {"$ref": "#/$defs/test", "$defs": cards.schema()["$defs"]}
         assert not list(cards.faults_of(test, rules)), form
-        assert outcomes.describe(test)
+        assert testwords.describe(test)
         seen |= set(test)
-    assert seen == {"above", "below", "between", "within", "every", "count", "matches"}
+    assert seen == {"above", "below", "between", "within", "every", "count", "matches", "rank"}
 
 
 @pytest.mark.parametrize("command", list(commands()))

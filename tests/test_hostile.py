@@ -379,7 +379,10 @@ def test_ordinary_math_is_still_set():
     assert markup.inline(r"$\frac{1}{n}\sum_i \left[x_i\right]$").startswith('<span class="math')
 
 
-DECIDES = ("id", "kind", "tests", "smallest", "tier", "twin", "rival", "fails", "requires")
+DECIDES = (
+    *("id", "kind", "tests", "smallest", "tier", "fails", "requires"),
+    *("compare", "deterministic"),
+)
 
 
 def deciding(card):

@@ -77,7 +77,7 @@ def test_nan_reaches_the_engine_as_nan(house):
     run.gate("G1", [0.9])
     run.record("C1", gain=[1.0, math.nan, 1.1, 1.2])
     verdict = {r["id"]: r for r in run.decide()["claims"]}["C1"]
-    assert verdict["verdict"] == "inconclusive" and "NaN" in verdict["reason"]
+    assert verdict["verdict"] == "undecided" and "NaN" in verdict["reason"]
 
 
 def test_method_cells_load_without_a_run(house):

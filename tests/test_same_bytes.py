@@ -135,7 +135,7 @@ def test_controls_vary_as_the_effect_that_they_must_fail():
 
 def test_marked_arrays_are_left_out_of_a_comparison_and_nothing_else(house):
     house.paper(
-        card=toy.CARD.replace("    twin: N1\n", "    twin: N1\n    varies: time\n"),
+        card=toy.CARD.replace("    smallest: 0.1\n", "    smallest: 0.1\n    varies: time\n"),
         extra='run.finding("F1", "seconds", [{}], varies="time")\nrun.finding("F2", "plain", [1.0])'.replace(
             "{}", "__import__('time').perf_counter()"
         ),
@@ -156,7 +156,9 @@ def test_marked_arrays_are_left_out_of_a_comparison_and_nothing_else(house):
 
 
 def test_an_unknown_mark_is_refused(house):
-    house.paper(card=toy.CARD.replace("    twin: N1\n", "    twin: N1\n    varies: moon\n"))
+    house.paper(
+        card=toy.CARD.replace("    smallest: 0.1\n", "    smallest: 0.1\n    varies: moon\n")
+    )
     with pytest.raises(cards.CardError, match="moon"):
         cards.load("toy")
     house.paper()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
-from layerbook.claims import cards, engine
+from layerbook.claims import cards, engine, roles
 from layerbook.data import loaders, pycode
 from layerbook.data.pycode import Node
 from layerbook.layers import transformer as tf
@@ -391,8 +391,8 @@ NOISE = np.linspace(-0.03, 0.03, 40)
 
 def verdict(claim: str, control: dict, **arrays) -> str:
     card = cards.load("ast-probe")
-    twin = next(c["twin"] for c in card["claims"] if c["id"] == claim)
-    rows = engine.decide(card, {claim: arrays, twin: control}, {"G1": [1.0]}, "gpu")
+    name = next(c["id"] for c in roles.of_claim(card, claim))
+    rows = engine.decide(card, {claim: arrays, name: control}, {"G1": [1.0]}, "gpu")
     return next(r["verdict"] for r in rows["claims"] if r["id"] == claim)
 
 
@@ -417,7 +417,7 @@ def test_gains_decide_c1_and_untrained_weights_flip_it(ap):
         == "not reproduced"
     )
     passing = ap.gains(f1["trained"], f1["random"], f1["bare"], modules)
-    assert verdict("C1", passing, **passing) == "inconclusive"  # a control that passes
+    assert verdict("C1", passing, **passing) == "undecided"  # a control that passes
 
 
 def test_thrift_decides_c3_and_dealt_ranks_flip_it(ap):

@@ -421,13 +421,14 @@ def verdict(claim: str, measured: dict) -> str:
 
 def test_order_of_layers_and_labels_decide_c1(cd):
     good, none = rising(cd, EASY_FIRST), rising(cd, {})
-    assert verdict("C1", {"C1": cd.order(good), "N1": cd.order(none)}) == "reproduced"
-    assert (
-        verdict("C1", {"C1": cd.order(good, lambda a: a[::-1]), "N1": cd.order(none)})
-        != "reproduced"
-    )
-    assert verdict("C1", {"C1": cd.order(none), "N1": cd.order(none)}) != "reproduced"
-    assert verdict("C1", {"C1": cd.order(good), "N1": cd.order(good)}) == "inconclusive"
+    dealt = {name: np.linspace(-0.2, 0.2, len(v)) for name, v in cd.order(good).items()}
+    assert verdict("C1", {"C1": cd.order(good), "N1": dealt}) == "reproduced"
+    backwards = cd.order(good, lambda a: a[::-1])
+    assert verdict("C1", {"C1": backwards, "N1": dealt}) != "reproduced"
+    assert verdict("C1", {"C1": cd.order(none), "N1": dealt}) != "reproduced"
+    assert verdict("C1", {"C1": cd.order(good), "N1": cd.order(good)}) == "undecided"
+    # a control without variation says nothing
+    assert verdict("C1", {"C1": cd.order(good), "N1": cd.order(none)}) == "undecided"
 
 
 def test_probes_on_shuffled_labels_decide_c2_and_c3(cd):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from layerbook.claims import cards, engine
+from layerbook.claims import cards, engine, roles
 from layerbook.data import loaders, shapes
 from layerbook.layers import transformer as tf
 from layerbook.networks import shapesgraft, shapesvlm
@@ -277,7 +277,7 @@ NOISE = np.linspace(-2, 2, 5)
 def verdict(claim: str, **arrays) -> str:
     """A claim's verdict when its control is in order and its gate is met."""
     card = cards.load("cross-modal-flow")
-    control = next(c["twin"] for c in card["claims"] if c["id"] == claim)
+    control = next(c["id"] for c in roles.of_claim(card, claim))
     measured = {claim: arrays, control: dict.fromkeys(arrays, NOISE)}
     rows = engine.decide(card, measured, {"G1": [0.99] * 5}, "cpu")
     return next(r["verdict"] for r in rows["claims"] if r["id"] == claim)

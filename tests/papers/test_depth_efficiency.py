@@ -14,7 +14,7 @@ from scipy.special import rel_entr
 from sklearn.linear_model import Ridge
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
 
-from layerbook.claims import cards, engine
+from layerbook.claims import cards, engine, roles
 from layerbook.data import loaders
 from layerbook.layers import transformer as tf
 from layerbook.pipeline import method
@@ -417,8 +417,8 @@ def test_an_untrained_twin_has_the_shape_and_not_the_weights(de):
 def verdict(claim: str, **arrays) -> str:
     """A claim's verdict when its control is in order and its gates are met."""
     card = cards.load("depth-efficiency")
-    control = next(c["twin"] for c in card["claims"] if c["id"] == claim)
-    measured = {claim: arrays, control: {name: 1 + 3 * np.cos(np.arange(9)) for name in arrays}}
+    control = next(c["id"] for c in roles.of_claim(card, claim))
+    measured = {claim: arrays, control: {name: 1 + 0.1 * np.cos(np.arange(9)) for name in arrays}}
     rows = engine.decide(card, measured, {"G1": [1.0, 1.0]}, "cpu")
     return next(r["verdict"] for r in rows["claims"] if r["id"] == claim)
 

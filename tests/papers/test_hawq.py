@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from layerbook.claims import cards, engine
+from layerbook.claims import cards, engine, roles
 from layerbook.layers import curvature, transformer
 from layerbook.networks import resnet20
 from layerbook.pipeline import method
@@ -336,8 +336,8 @@ def test_rescaling_keeps_the_function_and_omega_and_changes_s(hq, net, images):
 def verdict(claim: str, control: dict[str, list[float]], **arrays: list[float]) -> str:
     """A claim's verdict when its control fails and its gate is met."""
     card = cards.load("hawq")
-    twin = next(c["twin"] for c in card["claims"] if c["id"] == claim)
-    rows = engine.decide(card, {claim: arrays, twin: control}, {"G1": [0.9] * 5}, "cpu")
+    name = next(c["id"] for c in roles.of_claim(card, claim))
+    rows = engine.decide(card, {claim: arrays, name: control}, {"G1": [0.9] * 5}, "cpu")
     return next(r["verdict"] for r in rows["claims"] if r["id"] == claim)
 
 

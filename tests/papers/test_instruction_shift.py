@@ -15,6 +15,7 @@ from sklearn.linear_model import LinearRegression
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from layerbook.claims import cards, engine
+from layerbook.claims import roles as who
 from layerbook.data import loaders
 from layerbook.data.instructions import VERBS, World, roles
 from layerbook.layers import transformer as tf
@@ -366,7 +367,7 @@ def test_overlap_is_the_mean_squared_cosine_of_principal_angles(shift):
 def verdict(claim: str, **arrays) -> str:
     """A claim's verdict when its control is in order and its gates are met."""
     card = cards.load("instruction-shift")
-    control = next(c["twin"] for c in card["claims"] if c["id"] == claim)
+    control = next(c["id"] for c in who.of_claim(card, claim))
     noise = np.cos(np.arange(9))
     measured = {claim: arrays, control: dict.fromkeys(arrays, -1 + 0.1 * noise)}
     rows = engine.decide(card, measured, {"G1": [1.0, 0.9], "G2": [0.0, 0.01], "G3": [30]}, "cpu")

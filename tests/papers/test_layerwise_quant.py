@@ -354,7 +354,7 @@ def verdict_of_c2(sweep, order):
         f"rtn3_{place}": sweep.rise("rtn3", order[::-1][:k], 16) - sweep.rise("rtn3", order[:k], 16)
         for place, k in (("quarter", 2), ("half", 3))
     }
-    failing = {name: [-1.0, 0.0, 1.0, 0.5] for name in gap}
+    failing = {name: np.linspace(-0.1, 0.1, len(rows)) for name, rows in gap.items()}
     result = engine.decide(cards.load("layerwise-quant"), {"C2": gap, "N2": failing}, {}, "cpu")
     return next(row["verdict"] for row in result["claims"] if row["id"] == "C2")
 

@@ -25,7 +25,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from layerbook import paths
-from layerbook.claims import cards, engine
+from layerbook.claims import cards, engine, roles
 from layerbook.data import loaders
 from layerbook.networks import tinygpt
 from layerbook.pipeline import method
@@ -424,7 +424,7 @@ def test_patching_in_the_wrong_direction_turns_the_correlation_round(tiny, site)
 def verdict(claim: str, arrays: dict, gates: dict | None = None) -> str:
     """A claim's verdict when its control is in order and only its own measurements change."""
     card, noise = cards.load("relp"), [0.01, -0.02, 0.015, -0.01, 0.005]
-    control = next(c["twin"] for c in card["claims"] if c["id"] == claim)
+    control = next(c["id"] for c in roles.of_claim(card, claim))
     measured = {claim: arrays, control: dict.fromkeys(arrays, noise)}
     rows = engine.decide(card, measured, gates or {"G1": [1.0] * 5, "G2": [3.0] * 5}, "cpu")
     return next(r["verdict"] for r in rows["claims"] if r["id"] == claim)

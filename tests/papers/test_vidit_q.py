@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from layerbook.claims import cards, engine
+from layerbook.claims import cards, engine, roles
 from layerbook.networks import diffusion, tinydit
 from layerbook.pipeline import method
 
@@ -322,8 +322,8 @@ FLAT = {
 def verdict(claim: str, control: dict[str, list[float]] | None, **arrays: list[float]) -> str:
     """A claim's verdict when its control fails and its gates are met."""
     card = cards.load("vidit-q")
-    row = next(c for c in card["claims"] if c["id"] == claim)
-    measured = {claim: arrays} | ({row["twin"]: control} if control else {})
+    name = next(c["id"] for c in roles.of_claim(card, claim))
+    measured = {claim: arrays} | ({name: control} if control else {})
     found = engine.decide(
         card, measured, {"G1": [0.6] * 5, "G2": [30.0] * 5, "G3": [20.0] * 5}, "cpu"
     )
@@ -375,8 +375,7 @@ def test_a_scaling_of_one_side_alone_breaks_the_control(net, seen):
 
     worse = [0.5, 0.6, 0.4, 0.5, 0.7]
     assert (
-        verdict("N1", None, difference=largest(method.load("vidit-q")), inverted=worse)
-        == "reproduced"
+        verdict("N1", None, difference=largest(method.load("vidit-q")), inverted=worse) == "holds"
     )
     broken = method.load("vidit-q", source="Quantized.input = lambda self, site, x: x")
-    assert verdict("N1", None, difference=largest(broken), inverted=worse) == "not reproduced"
+    assert verdict("N1", None, difference=largest(broken), inverted=worse) == "fails"

@@ -219,11 +219,13 @@ def _controls(decided: Mapping[str, Row], card: Mapping[str, Any]) -> None:
 
 
 def _identities(decided: Mapping[str, Row]) -> None:
-    """While an identity does not hold, a failure proves nothing."""
+    """While an identity does not hold, a failure proves nothing; one that was not measured says
+    nothing.
+    """
     broken = [
         r["id"]
         for r in decided.values()
-        if r["kind"] == "identity" and r["verdict"] in (NOT_REPRODUCED, UNDECIDED)
+        if r["kind"] == "identity" and r["n"] and r["verdict"] in (NOT_REPRODUCED, UNDECIDED)
     ]
     for row in decided.values():
         if broken and row["kind"] in EFFECTS and row["verdict"] == NOT_REPRODUCED:

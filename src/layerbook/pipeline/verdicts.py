@@ -151,12 +151,13 @@ def write(slug: str, tier: str) -> list[str]:
         ValueError: the record is not usable, or the card has faults.
     """
     new = build(record.read(slug, tier))
-    try:
-        old = {r["id"]: r["verdict"] for r in read(slug, tier)["claims"]}
-    except (ValueError, FileNotFoundError):
+    file = file_of(slug, tier)
+    try:  # as it stands, of whatever edition of the engine
+        before = json.loads(file.read_text(encoding="utf-8"))
+        old = {r["id"]: r["verdict"] for r in before["claims"]}
+    except (OSError, ValueError, KeyError, TypeError):
         old = {}
     text = record.dumps(new).encode()
-    file = file_of(slug, tier)
     if not file.is_file() or file.read_bytes() != text:
         record.replace(file, text)
     return [
