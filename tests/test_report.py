@@ -21,7 +21,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from layerbook import paths
-from layerbook.claims import cards, outcomes
+from layerbook.claims import cards, zones
 from layerbook.pages import build, lists, markup, paper_page, papers
 from layerbook.pipeline import record as records
 
@@ -40,13 +40,13 @@ CARD: dict[str, Any] = {
     "parameters": {"model": {"help": "checkpoint", "kind": "causal-lm"}},
     "claims": [
         {"id": "C1", "kind": "effect", "statement": "A beats B & <C>.", "paper": "1 -> 2", "metric": "gain", "unit": "seed",
-         "tests": [{"above": 0}], "smallest": 0.1, "tier": "cpu", "twin": "N1", "rival": "R1", "differs": "small"},
+         "tests": [{"above": 0}], "smallest": 0.1, "tier": "cpu", "differs": "small"},
         {"id": "C2", "kind": "equivalence", "statement": "D equals E.", "paper": "not known", "metric": "difference",
          "unit": "seed", "tests": [{"within": 0.1}], "tier": "cpu"},
         {"id": "C3", "kind": "identity", "statement": "Sums are kept.", "paper": "not known", "metric": "error",
          "unit": "layer", "tests": [{"every": {"below": 1e-3}}], "tier": "smoke"},
         {"id": "C4", "kind": "effect", "statement": "It scales.", "paper": "3", "metric": "gain", "unit": "seed",
-         "tests": [{"above": 0}], "smallest": 0.1, "tier": "gpu", "twin": "N1", "differs": "small"},
+         "tests": [{"above": 0}], "smallest": 0.1, "tier": "gpu", "differs": "small"},
         {"id": "N1", "kind": "control", "statement": "Shuffled.", "metric": "gain", "unit": "seed", "fails": "C1", "tier": "cpu"},
         {"id": "R1", "kind": "control", "statement": "Parameter count.", "metric": "gain", "unit": "seed", "fails": "C1",
          "tier": "cpu"},
@@ -72,10 +72,11 @@ def result(
         "values": [estimate] * n,
         "test": "mean > 0",
         "p": None,
-        "p_holm": None,
         "also": [],
-        "twin": None,
-        "rival": None,
+        "of": "",
+        "cause": None,
+        "controls": [],
+        "rivals": [],
     }
     return {**base, **rest, "reason": f"reason of {claim}", **more}
 
@@ -115,14 +116,14 @@ def make_root(root: Path, gpu: bool = False) -> Path:
             "## Method\n\n$$a=b$$ (eq-a)\n\n## Cite\n\n```bibtex\n@misc{toy}\n```", id="cite"
         ),
     ]
-    rival = {"id": "R1", "passes": True}
+    rivals = [{"id": "R1", "state": "ahead"}]
     rows = [
-        result("C1", "reproduced", 0.5, [0.25, 0.75], rival=rival),
-        result("C2", "inconclusive", 0.0123456, [-0.2, 0.2]),
+        result("C1", "reproduced", 0.5, [0.25, 0.75], rivals=rivals),
+        result("C2", "undecided", 0.0123456, [-0.2, 0.2]),
         result("C3", "reproduced", 4.1e-6),
         result("C4", "not tested", None),
-        result("N1", "reproduced", 0.0, [-0.1, 0.1]),
-        result("R1", "not reproduced", 0.4, [0.3, 0.5]),
+        result("N1", "held", 0.5, [0.2, 0.8]),
+        result("R1", "ahead", -0.4, [-0.5, -0.3]),
     ]
     record = {
         "schema": 2,
@@ -187,6 +188,7 @@ def store(root: Path, evidence: dict[str, Any]) -> None:
         }
     )
     decided = head | {
+        "schema": 3,
         "decided_by": {"engine": digest},
         "gates": [],
         "claims": [without(c, "values", "unit") for c in evidence["claims"]],
@@ -238,10 +240,10 @@ def test_the_header_answers_what_held_and_how_to_rerun(root: Path) -> None:
         "4.1×10⁻⁶",
         "1 → 2",
         "identity holds",
-        "rival passes",
+        "simpler explanation R1 is ahead",
     )
     cost = ("1 min 1 s", "1.8 GB", "make rerun PAPER=toy-paper TIER=cpu")
-    for expected in (*counts, *cost, "dull rival R1", "Too few seeds."):
+    for expected in (*counts, *cost, "a simpler explanation, R1", "Too few seeds."):
         assert expected in text, expected
     assert "A beats B &amp; &lt;C&gt;." in text, "a card's text must not become markup"
     assert r"\(x^2\)" in text
@@ -276,7 +278,7 @@ def test_the_shelf_has_what_did_not_come_out_and_nothing_else(root: Path) -> Non
     build.render(root)
     text = generated(root, "shelf")
     assert re.findall(r'id="toy-paper-(\w+)"', text) == ["C1", "C2", "C4"]
-    assert "More seeds." in text and "## Matched by a dull rival" in text
+    assert "More seeds." in text and "## Reproduced, and so is a simpler explanation" in text
 
 
 def test_without_a_gpu_run_the_page_says_so_and_gives_no_figure(tmp_path: Path) -> None:
@@ -297,7 +299,7 @@ def test_a_gpu_run_decides_what_the_cpu_may_not(tmp_path: Path) -> None:
     rows = {c["id"]: c for c in paper.claims()}
     assert (rows["C4"]["verdict"], rows["C4"]["tier"]) == ("weaker", "gpu")
     assert (rows["C2"]["verdict"], rows["C2"]["other"]["gpu"]["verdict"]) == (
-        "inconclusive",
+        "undecided",
         "reproduced",
     )
     assert "(toy-paper-gpu.ipynb)" in first_cell(root)
@@ -317,7 +319,7 @@ def test_a_gpu_run_decides_what_the_cpu_may_not(tmp_path: Path) -> None:
 def test_metrics_count_claims_proper(root: Path) -> None:
     build.render(root)
     numbers = json.loads((root / "results/metrics.json").read_text(encoding="utf-8"))
-    assert numbers["total"] == {"papers": 1, "reproduced": 1, "inconclusive": 1, "not tested": 1}
+    assert numbers["total"] == {"papers": 1, "reproduced": 1, "undecided": 1, "not tested": 1}
     assert numbers["papers"]["toy-paper"]["claims"]["C1"] == 0.5
 
 
@@ -392,12 +394,10 @@ def test_a_record_without_verdicts_says_how_to_decide(root: Path) -> None:
 
 
 def test_every_verdict_has_sign_colour_and_meaning() -> None:
-    assert (
-        tuple(markup.GLYPHS) == tuple(markup.MEANING) == tuple(markup.COLOURS) == outcomes.VERDICTS
-    )
-    assert set(lists.SHELF) >= set(outcomes.VERDICTS)
+    assert tuple(markup.GLYPHS) == tuple(markup.MEANING) == tuple(markup.COLOURS) == zones.VERDICTS
+    assert set(lists.SHELF) >= set(zones.VERDICTS)
     css = (paths.BOOK / "_static/layerbook.css").read_text(encoding="utf-8")
-    assert all(f".lb-{markup.css(v)} {{" in css for v in outcomes.VERDICTS)
+    assert all(f".lb-{markup.css(v)} {{" in css for v in zones.VERDICTS)
     assert papers.FAMILIES == cards.schema()["properties"]["family"]["enum"]
 
 

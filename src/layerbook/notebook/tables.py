@@ -17,11 +17,37 @@ LABELS = {
     ("control", "level"): "simpler explanation level",
     ("control", "ahead"): "simpler explanation ahead",
 }
+# States of controls wear the colour and the sign of the verdict that they are like.
+LOOKS = {
+    "held": "reproduced",
+    "beaten": "reproduced",
+    "holds": "reproduced",
+    "level": "weaker",
+    "passes": "not reproduced",
+    "ahead": "not reproduced",
+    "fails": "not reproduced",
+}
 
 
 def label(kind: str, verdict: str) -> str:
     """What the reader sees for a verdict, or for the state of a control or identity."""
     return LABELS.get((kind, verdict), verdict)
+
+
+def look(verdict: str) -> str:
+    """The verdict whose colour and sign a verdict or state wears."""
+    return LOOKS.get(verdict, verdict)
+
+
+def paper_says(claim: Mapping[str, Any]) -> str:
+    """What the paper states about a claim, its figure with its unit, and where it stands, as text."""
+    paper = claim.get("paper")
+    if paper is None:
+        return "our own question" if claim.get("asked_by") else "not known"
+    if isinstance(paper, str):
+        return paper
+    figure = " ".join(str(paper[k]) for k in ("value", "unit") if k in paper)
+    return f"{paper['says']}{f': {figure}' if figure else ''} ({paper['where']})"
 
 
 def number(x: float | None) -> str:
@@ -44,9 +70,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> str:
     )
 
 
-def badge(kind: str, verdict: str) -> str:
-    """A verdict as a coloured word."""
-    return f'<span class="lb-verdict lb-{verdict.replace(" ", "-")}">{escape(label(kind, verdict))}</span>'
+def badge(kind: str, verdict: str, silent: bool = False) -> str:
+    """A verdict as a coloured word; grey where a control says nothing."""
+    grey = " lb-silent" if silent else ""
+    name = look(verdict).replace(" ", "-")
+    return f'<span class="lb-verdict lb-{name}{grey}">{escape(label(kind, verdict))}</span>'
 
 
 def registered(card: Mapping[str, Any]) -> str:
@@ -59,13 +87,12 @@ def registered(card: Mapping[str, Any]) -> str:
         named = roles.named(c)
         tests = c.get("tests") or by_id[named[0]]["tests"]
         asked = " and ".join(testwords.describe(t) for t in tests)
-        paper = c.get("paper", "—")
         rows.append(
             [
                 c["id"],
                 c["kind"],
                 escape(c["statement"]),
-                escape(paper if isinstance(paper, str) else f"{paper['says']} ({paper['where']})"),
+                "—" if c["kind"] == "control" else escape(paper_says(c)),
                 escape(f"against {', '.join(named)}: {asked}" if named else asked),
                 escape(c["unit"]),
                 c["tier"],
@@ -93,7 +120,7 @@ def verdicts(
     rows = [
         [
             r["id"],
-            badge(r["kind"], r["verdict"]),
+            badge(r["kind"], r["verdict"], r.get("silent", False)),
             escape(r["test"]),
             number(r["estimate"]),
             span(r["interval"]),

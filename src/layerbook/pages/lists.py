@@ -19,6 +19,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from layerbook.data.manifest import load as load_assets
+from layerbook.notebook import tables
 from layerbook.pages import family_page as report_family
 from layerbook.pages import markup as h
 from layerbook.pages import paper_page, quantization_page, speed
@@ -141,21 +142,20 @@ def summary(papers: list[Paper]) -> str:
         f'<span><span aria-hidden="true">{h.GLYPHS[v]}</span> {v}</span></a>'
         for v in h.VERDICTS
     )
-    held = {}
-    for role in ("identity", "control"):
-        good = [
-            c["verdict"] == "reproduced"
-            for c in rows
-            if c["role"] == role and c["verdict"] != "not tested"
-        ]
-        held[role] = f"{sum(good)} of {len(good)}"
+    checks, held = [c for c in rows if paper_page.is_check(c)], {}
+    for name, mine in (
+        ("identity", [c for c in checks if c["kind"] == "identity"]),
+        ("control", [c for c in checks if c["kind"] == "control"]),
+    ):
+        good = sum(tables.look(c["verdict"]) == "reproduced" for c in mine)
+        held[name] = f"{good} of {len(mine)}"
     matched = sum(c["verdict"] == "reproduced" and bool(c["matched"]) for c in rows)
     return (
         f'<p class="lb-lead"><b>{len(papers)}</b> {"paper" if len(papers) == 1 else "papers"}, '
         f'<b>{proper.total()}</b> claims, decided by statistics:</p>\n\n<div class="lb-tiles">{tiles}</div>\n\n'
         f'<p class="lb-aside">{held["identity"]} mathematical identities hold, {held["control"]} controls that were run behaved '
-        f"as they must, and {matched} {'claim is' if matched == 1 else 'claims are'} "
-        f'<a href="shelf.html">matched by a dull rival</a>.</p>\n\n{wall(papers)}\n'
+        f"as they must, and in {matched} {'claim' if matched == 1 else 'claims'} "
+        f'<a href="shelf.html">a simpler explanation does as well</a>.</p>\n\n{wall(papers)}\n'
     )
 
 
@@ -280,17 +280,18 @@ def scoreboard(papers: list[Paper]) -> str:
             cells = [
                 _link(paper),
                 f'<span class="lb-id">{_link(paper, c["id"], c["id"])}</span> {h.inline(c["statement"])}',
-                h.inline(c.get("paper") or "not known"),
+                h.inline("" if c["kind"] == "control" else tables.paper_says(c)),
                 h.estimate(c) + others,
                 f'<data value="{c.get("n") or 0}">{c.get("n") or "–"}</data>{unit}',
                 tier,
-                h.badge(c["verdict"], c["role"]) + paper_page.rival_note(c),
+                h.badge(c["verdict"], c["role"], silent=c.get("silent", False))
+                + paper_page.rival_note(c),
             ]
             rows.append((f'class="lb-row" data-key="{paper.slug}-{c["id"]}"{attributes}', cells))
     choices = {
         "family": ("Family", [f for f, _ in _by_family(papers)]),
-        "verdict": ("Verdict", h.VERDICTS),
-        "kind": ("Kind", (CLAIMS, "effect", "equivalence", "identity", "control", "rival")),
+        "verdict": ("Verdict", (*h.VERDICTS, *tables.LOOKS)),
+        "kind": ("Kind", (CLAIMS, "effect", "equivalence", "identity", *h.ROLES.values())),
         "tier": ("Tier", sorted(tiers)),
     }
     return (
@@ -304,8 +305,8 @@ def scoreboard(papers: list[Paper]) -> str:
 SHELF = {
     "not reproduced": "Not reproduced",
     "weaker": "Weaker than in the paper",
-    "reproduced": "Matched by a dull rival",
-    "inconclusive": "Inconclusive",
+    "reproduced": "Reproduced, and so is a simpler explanation",
+    "undecided": "Undecided",
     "broken": "Controls and identities that broke",
     "not tested": "Not tested at this tier",
 }
@@ -318,11 +319,10 @@ def shelf_place(claim: dict[str, Any]) -> str | None:
     verdict = claim["verdict"]
     if claim["kind"] in PROPER:
         return verdict if verdict != "reproduced" or claim["matched"] else None
-    return (
-        "broken"
-        if claim["role"] != "rival" and verdict not in ("reproduced", "not tested")
-        else None
+    broken = tables.look(verdict) == "not reproduced" or (
+        claim["kind"] == "identity" and verdict == "undecided"
     )
+    return "broken" if broken and paper_page.is_check(claim) else None
 
 
 def shelf(papers: list[Paper]) -> str:
@@ -343,7 +343,7 @@ def shelf(papers: list[Paper]) -> str:
                 f'<div class="lb-shelf" id="{paper.slug}-{c["id"]}"><p class="lb-shelf-head">'
                 f"{link} {h.badge(c['verdict'], c['role'])}{paper_page.rival_note(c)}</p>"
                 f'<p>{h.inline(c["statement"])}</p><p class="lb-figures">In the paper: '
-                f"{h.inline(c.get('paper') or 'not known').rstrip('.')}. Here: {h.ours(c)}</p>{why}</div>"
+                f"{h.inline(tables.paper_says(c)).rstrip('.')}. Here: {h.ours(c)}</p>{why}</div>"
             )
     done = [
         f"## {title}\n\n" + "\n".join(sections[k]) for k, title in SHELF.items() if k in sections

@@ -14,18 +14,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from layerbook.claims.outcomes import VERDICTS
+from layerbook.claims.zones import VERDICTS
 from layerbook.notebook import tables
 
 GLYPHS = dict(zip(VERDICTS, "✓≈✗?–", strict=True))
 COLOURS = dict(zip(VERDICTS, ("#1b7f6b", "#8f6a00", "#b83b22", "#5568a3", "#6d737a"), strict=True))
 MEANING = {
-    "reproduced": "the whole interval satisfies the test",
-    "weaker": "the paper's direction, short of the test",
-    "not reproduced": "the interval lies on the wrong side",
-    "inconclusive": "the interval spans the threshold, or a precondition failed",
+    "reproduced": "the interval lies beyond the threshold, and a sabotaged control is worse",
+    "weaker": "the paper's direction, short of the threshold or smaller than would matter",
+    "not reproduced": "the other direction, or no room for an effect that would matter",
+    "undecided": "too few units, or a precondition or control stands in the way",
     "not tested": "this tier may not decide it",
 }
+# What a control is called, by its role on the card.
+ROLES = {"sabotage": "sabotaged control", "rival": "simpler explanation", "fact": "control"}
 _SUPER = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -35,16 +37,23 @@ def css(verdict: str) -> str:
 
 
 def label(verdict: str, role: str) -> str:
-    """What a verdict is called: a control holds or is broken, a rival fails or passes."""
-    rival = {"reproduced": "rival fails", "not reproduced": "rival passes"}
-    return rival.get(verdict, verdict) if role == "rival" else tables.label(role, verdict)
+    """What a verdict or state is called beside the name of its claim."""
+    if role in ROLES.values():
+        return f"{role} {verdict}" if tables.look(verdict) != verdict else verdict
+    return tables.label(role, verdict)
 
 
-def badge(verdict: str, role: str = "effect", count: int | None = None) -> str:
-    """A verdict as coloured text with a sign, so that colour alone never carries it."""
+def badge(
+    verdict: str, role: str = "effect", count: int | None = None, silent: bool = False
+) -> str:
+    """A verdict as coloured text with a sign, so that colour alone never carries it; grey where a
+    control says nothing.
+    """
     text = label(verdict, role) if count is None else f"{count} {verdict}"
-    sign = f'<span aria-hidden="true">{GLYPHS[verdict]}</span>'
-    return f'<span class="lb-badge lb-{css(verdict)}" data-sort="{VERDICTS.index(verdict)}">{sign} {text}</span>'
+    look, grey = tables.look(verdict), " lb-silent" if silent else ""
+    sign = f'<span aria-hidden="true">{GLYPHS[look]}</span>'
+    order = VERDICTS.index(look)
+    return f'<span class="lb-badge lb-{css(look)}{grey}" data-sort="{order}">{sign} {text}</span>'
 
 
 def number(value: float | None) -> str:

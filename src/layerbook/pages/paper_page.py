@@ -11,7 +11,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from layerbook.claims import papersources, varying
-from layerbook.notebook.tables import gate_state
+from layerbook.notebook import tables
 from layerbook.pages import cells as pagecells
 from layerbook.pages import markup as h
 from layerbook.pages.papers import BookError, Paper, checked
@@ -97,7 +97,7 @@ def _verdict_rows(claims: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         )
         also = "".join(
             f"<li>{h.inline(part['test'])}: {h.number(part.get('estimate'))} {h.interval(part.get('interval'))}, "
-            f"{h.inline(part.get('outcome'))}</li>"
+            f"{'sharper test: ' if part.get('asks') == 'us' else ''}{h.inline(part.get('outcome'))}</li>"
             for part in claim.get("also") or []
         )
         tests = f"<details><summary>the test</summary>{h.inline(claim.get('test'))}<ul>{also}</ul></details>"
@@ -106,13 +106,14 @@ def _verdict_rows(claims: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
             + h.forest(claim, claim["registered"])
             + (tests if claim.get("test") else "")
         )
-        verdict = h.badge(claim["verdict"], claim["role"]) + rival_note(claim) + varies_note(claim)
+        badge = h.badge(claim["verdict"], claim["role"], silent=claim.get("silent", False))
+        verdict = badge + rival_note(claim) + varies_note(claim)
         rows.append(
             (
                 f'id="claim-{claim["id"]}"',
                 [
                     f'<span class="lb-id">{claim["id"]}</span> {h.inline(claim["statement"])}{aside}',
-                    h.inline(claim.get("paper") or "not known"),
+                    h.inline("" if claim["kind"] == "control" else tables.paper_says(claim)),
                     measured,
                     f'{verdict}<span class="lb-reason">{h.inline(claim.get("reason"))}</span>',
                 ],
@@ -131,37 +132,44 @@ def varies_note(row: dict[str, Any]) -> str:
 
 
 def rival_note(claim: dict[str, Any]) -> str:
-    """A badge beside the verdict when the dull rival passes the same test."""
-    if not claim["matched"]:
-        return ""
-    text = "so does dull rival" if claim["verdict"] == "reproduced" else "unlike dull rival"
-    return f' <span class="lb-badge lb-rival">{text} {claim["matched"]}</span>'
+    """Badges beside the verdict of a claim that holds while a simpler explanation is level or ahead."""
+    return "".join(
+        f' <span class="lb-badge lb-rival">simpler explanation {r["id"]} is {r["state"]}</span>'
+        for r in claim["matched"]
+    )
 
 
 def _rival_alert(paper: Paper, tier: str) -> str:
     rows = paper.claims(tier)
     statements = {c["id"]: c["statement"] for c in rows}
     items = [
-        f"<li><b>{c['id']} is {c['verdict']}, "
-        f"{'but so is its' if c['verdict'] == 'reproduced' else 'while the same tests are passed by its'} "
-        f"dull rival {c['matched']}:</b> {h.inline(statements[c['matched']])}</li>"
+        f"<li><b>{c['id']} is {c['verdict']}, and so is a simpler explanation, {r['id']} "
+        f"({r['state']}):</b> {h.inline(statements[r['id']])}</li>"
         for c in rows
-        if c["matched"]
+        for r in c["matched"]
     ]
     return f'<ul class="lb-alert">{"".join(items)}</ul>' if items else ""
+
+
+def is_check(claim: dict[str, Any]) -> bool:
+    """Whether a row is an identity or a control that says something: no simpler explanation, and no
+    control of a claim that was not reproduced.
+    """
+    checks = ("identity", h.ROLES["sabotage"], h.ROLES["fact"])
+    told = claim["verdict"] != "not tested" and not claim.get("silent")
+    return claim["role"] in checks and told
 
 
 def _strip(paper: Paper, tier: str) -> str:
     """Verdict counts of the claims proper, and whether every identity and control behaved."""
     counts = paper.counts(tier)
     badges = [h.badge(v, count=counts[v]) for v in h.VERDICTS if counts[v]]
-    checks = [
-        c
-        for c in paper.claims(tier)
-        if c["role"] in ("identity", "control") and c["verdict"] != "not tested"
-    ]
-    held = sum(c["verdict"] == "reproduced" for c in checks)
-    text = f'<span class="lb-n">{held} of {len(checks)} identities and controls behaved as they must</span>'
+    checks = [c for c in paper.claims(tier) if is_check(c)]
+    held = sum(tables.look(c["verdict"]) == "reproduced" for c in checks)
+    text = (
+        f'<span class="lb-n">{held} of {len(checks)} identities and controls behaved as they '
+        "must</span>"
+    )
     return f'<p class="lb-strip">{" ".join(badges)} {text if checks else ""}</p>'
 
 
@@ -208,12 +216,12 @@ def _header(paper: Paper, tier: str, title: str, idea: str) -> str:
     if controls:
         inner = h.table(head, _verdict_rows(controls), classes="lb-claims")
         parts.append(
-            f'<details class="lb-controls"><summary>Controls and dull rivals ({len(controls)}): '
-            f"what must fail the same tests</summary>{inner}</details>"
+            f'<details class="lb-controls"><summary>Sabotaged controls and simpler explanations '
+            f"({len(controls)}): the claim's own measurement minus theirs</summary>{inner}</details>"
         )
     for gate in record.get("gates") or []:
         parts.append(
-            f'<p class="lb-gate">Precondition {gate["id"]}, {gate_state(gate)}: {h.inline(gate["statement"])}</p>'
+            f'<p class="lb-gate">Precondition {gate["id"]}, {tables.gate_state(gate)}: {h.inline(gate["statement"])}</p>'
         )
     parts.append(_findings(record))
     if why := _discussion(paper, tier):

@@ -11,8 +11,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from layerbook import paths
-from layerbook.claims import cards, discussions, varying
-from layerbook.claims.engine import control_tests
+from layerbook.claims import cards, discussions, roles, testwords, varying
+from layerbook.pages.markup import ROLES
 from layerbook.pipeline import advice, filefaults, record, verdicts
 
 FAMILIES: list[str] = cards.schema()["properties"]["family"]["enum"]
@@ -72,12 +72,12 @@ class Paper:
         of them.
 
         The cpu record decides what it tested and the gpu record decides the rest; what both tested
-        keeps the gpu result under "other". Added keys: role (the kind, or "rival"), registered (the
-        primary test), needs (the smallest tier that may decide), tier (that measured it, or None),
-        matched (the id of a dull rival that passes the same test, or None), slug.
+        keeps the gpu result under "other". Added keys: role (the kind, or what sort of control),
+        registered (the test that decided), needs (the smallest tier that may decide), tier (that
+        measured it, or None), matched (the simpler explanations that are level or ahead of a claim
+        that holds, [{"id", "state"}]), slug.
         """
         by_id = {c["id"]: c for c in self.card["claims"]}
-        rivals = {c.get("rival") for c in by_id.values()}
         measured = {t: {c["id"]: c for c in record["claims"]} for t, record in self.records.items()}
         for t, found in measured.items():
             if unknown := sorted(set(found) - set(by_id)):
@@ -96,13 +96,15 @@ class Paper:
                 "verdict": "not tested",
                 "reason": "no measurement was recorded",
             }
-            rival = result.get("rival") or {}
+            holds = result["verdict"] in ("reproduced", "weaker")
+            rivals = [r for r in result.get("rivals", []) if r["state"] in ("level", "ahead")]
+            control = claim["kind"] == "control"
             added = {
-                "role": "rival" if claim["id"] in rivals else claim["kind"],
-                "registered": control_tests(claim, by_id)[0],
+                "role": ROLES[roles.role(claim)] if control else claim["kind"],
+                "registered": registered(claim, result.get("test")),
                 "needs": claim["tier"],
                 "tier": chosen if result.get("n") else None,
-                "matched": rival.get("id") if rival.get("passes") else None,
+                "matched": rivals if holds else [],
                 "other": {t: results[t] for t in tested if t != chosen} if tier is None else {},
                 "slug": self.slug,
                 "varies": marked.get(claim["id"]),
@@ -113,6 +115,14 @@ class Paper:
     def counts(self, tier: str | None = None) -> Counter[str]:
         """Verdicts of the paper's effects and equivalences."""
         return Counter(c["verdict"] for c in self.claims(tier) if c["kind"] in PROPER)
+
+
+def registered(claim: dict[str, Any], words: str | None) -> dict[str, Any]:
+    """The test of a claim that decided it, found by its words; a difference is held against 0."""
+    if "tests" not in claim:
+        return {"above": 0}
+    tests = roles.tests(claim)
+    return next((t for t in tests if testwords.describe(t) == words), tests[0])
 
 
 def evidence(file: Path, card: dict[str, Any], tier: str) -> dict[str, Any]:
