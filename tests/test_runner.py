@@ -44,9 +44,11 @@ def test_a_run_leaves_record_and_notebook(ran):
     ):
         assert key in found, key
     decided = verdicts.read("toy", "cpu")
-    assert {c["id"]: c["verdict"] for c in decided["claims"]} == dict.fromkeys(
-        ("C1", "C2", "N1"), "reproduced"
-    )
+    assert {c["id"]: c["verdict"] for c in decided["claims"]} == {
+        "C1": "reproduced",
+        "C2": "reproduced",
+        "N1": "held",
+    }
     assert (
         len(found["measured"]["C1"]["gain"]) == 8
         and "claims" not in found
@@ -63,6 +65,15 @@ def test_a_run_leaves_record_and_notebook(ran):
     assert record.problems("toy", "cpu") == []
     text = (ran.root / "results/cpu/toy.ipynb").read_text(encoding="utf-8")
     assert str(ran.root) not in text and "papermill" not in json.loads(text)["metadata"]
+
+
+def test_a_fact_that_does_not_hold_blocks_every_verdict(house):
+    house.paper(extra="run.fact('two is three', False)")
+    for found in (runner.run("toy"), runner.run("toy", write=False)):
+        rows = {r["id"]: r for r in found["claims"]}
+        assert rows["C1"]["cause"] == rows["C2"]["cause"] == {"kind": "fact"}
+        assert "two is three" in rows["C1"]["reason"]
+    assert verdicts.problems("toy", "cpu") == []
 
 
 def test_two_runs_give_the_same_bytes(ran):

@@ -288,13 +288,15 @@ def _run(slug: str, parameters: dict[str, Any], write: bool, how: dict[str, Any]
         or tier not in record.TIERS
         or other_parameters(slug, found)
     ):
-        return verdicts.joined(found, verdicts.decide(card, found, measurements["dry"]), card)
+        facts = verdicts.broken_facts(text)
+        decided = verdicts.decide(card, found, measurements["dry"], facts)
+        return verdicts.joined(found, decided, card)
     wrong = record.fault(found, "measurements", slug, parameters["tier"])
     if wrong:
         raise RunError(
             f"{slug}: what the run handed over is no record: {wrong}; stored results are unchanged"
         )
-    decided = verdicts.build(found)
+    decided = verdicts.build(found, text)
     keeping.replace_all(
         {
             record.file_of(slug, tier, ".ipynb"): text,

@@ -30,11 +30,9 @@ def _nan(values: Sequence[float | None]) -> list[float]:
     return [math.nan if v is None else v for v in values]
 
 
-def broken_facts(notebook: Path) -> list[str]:
-    """Facts that an executed notebook printed and that did not hold; none without a notebook."""
-    if not notebook.is_file():
-        return []
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+def broken_facts(notebook: bytes) -> list[str]:
+    """Facts that an executed notebook printed and that did not hold."""
+    cells = json.loads(notebook)["cells"]
     printed = [
         "".join(output["text"])
         for cell in cells
@@ -82,8 +80,12 @@ def decide(
     )
 
 
-def build(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a verdicts file, from a record."""
+def build(measured: Mapping[str, Any], notebook: bytes | None = None) -> dict[str, Any]:
+    """The content of a verdicts file, from a record.
+
+    Args:
+        notebook: the executed notebook; by default the one that is stored beside the record.
+    """
     slug, tier = measured["paper"], measured["tier"]
     head = {
         "schema": SCHEMA,
@@ -91,7 +93,10 @@ def build(measured: Mapping[str, Any]) -> dict[str, Any]:
         "tier": tier,
         "decided_by": digests.decided_by(slug),
     }
-    facts = broken_facts(record.file_of(slug, tier, ".ipynb"))
+    stored_notebook = record.file_of(slug, tier, ".ipynb")
+    if notebook is None and stored_notebook.is_file():
+        notebook = stored_notebook.read_bytes()
+    facts = broken_facts(notebook) if notebook else []
     return head | decide(deps.card(slug), measured, facts=facts)
 
 
