@@ -250,6 +250,14 @@ def test_a_control_that_names_the_claim_and_passes_takes_the_verdict():
     assert rows["C1"]["verdict"] == "undecided" and "N1 passes" in rows["C1"]["reason"]
 
 
+def test_a_sabotage_that_is_as_weak_as_a_weak_claim_passes():
+    card = {"claims": [effect(tests=[{"above": 0.9, "null_value": 0}]), control()]}
+    rows = rows_of(card, {"C1": {"": GOOD}, "N1": {"": GOOD[::-1]}})
+    assert rows["N1"]["verdict"] == "passes" and rows["C1"]["cause"]["kind"] == "control"
+    rows = rows_of(card, {"C1": {"": GOOD}, "N1": {"": NOISE}})
+    assert rows["N1"]["verdict"] == "held" and rows["C1"]["verdict"] == "weaker"
+
+
 def test_every_control_that_names_the_claim_counts():
     card = {"claims": [effect(), control(), control("N2")]}
     measured = {"C1": {"": GOOD}, "N1": {"": NOISE}, "N2": {"": GOOD[::-1]}}
@@ -584,5 +592,16 @@ def test_q_values_are_those_of_benjamini_and_hochberg():
     found = chance.q_values(ps)
     assert found == pytest.approx({"a": 0.04, "b": 0.16 / 3, "c": 0.16 / 3, "d": 0.5})
     assert chance.q_values({}) == {}
-    rows = [{"kind": "effect", "p": 0.1}, {"kind": "identity", "p": 0.1}, {"kind": "effect"}]
-    assert chance.expected_by_chance(rows) == pytest.approx(0.025)
+    effect_row = {"kind": "effect", "p": 0.1, "level": 0.95, "test": "mean > 0"}
+    rows = [
+        effect_row,
+        {**effect_row, "kind": "equivalence", "level": 0.90},
+        {**effect_row, "test": "rank of score among random ones"},
+        {**effect_row, "kind": "identity"},
+        {**effect_row, "p": None},
+    ]
+    assert chance.expected_by_chance(rows) == pytest.approx(0.025 + 0.05 + 0.05)
+
+
+def test_a_claim_that_a_precondition_blocks_has_no_p():
+    assert decide(gates=(0.5,))["C1"]["p"] is None and decide()["C1"]["p"] is not None

@@ -11,7 +11,9 @@ from typing import Any
 
 from scipy import stats as scipy_stats
 
-LEVEL = 0.025  # one side of a 95 % interval
+from layerbook.claims import inference
+
+CONFIDENCE = 0.95  # of an interval whose level a row does not give
 
 
 def effects(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -32,6 +34,15 @@ def q_values(ps: Mapping[Any, float]) -> dict[Any, float]:
     return dict(zip(ps, (float(q) for q in adjusted), strict=True))
 
 
-def expected_by_chance(rows: Iterable[Mapping[str, Any]], level: float = LEVEL) -> float:
-    """How many of these effects would be reproduced if none of them existed."""
-    return level * len(effects(rows))
+def expected_by_chance(rows: Iterable[Mapping[str, Any]]) -> float:
+    """How many of these effects would be reproduced if none of them existed.
+
+    That is one side of each interval: 2.5 %, and 5 % for an equivalence or a rank.
+    """
+
+    def level(row: Mapping[str, Any]) -> float:
+        if row["test"].startswith("rank"):
+            return inference.RANK_LEVEL
+        return (1 - (row.get("level") or CONFIDENCE)) / 2
+
+    return sum(level(r) for r in effects(rows))

@@ -145,7 +145,7 @@ def _claim(
         "reason": reason,
         **rows.numbers(deciding),
         "unit": claim["unit"],
-        "p": max(ps) if ps and verdict != NOT_TESTED else None,
+        "p": max(ps) if ps and bar is None else None,
         "also": [rows.also(o) for o in outcomes if o is not deciding],
     }
     if claim["kind"] == "control":
