@@ -51,7 +51,7 @@ bench: data ## time the machinery against plain baselines, what is outdated of i
 	python -m bench.machinery $(PART)
 
 site: env
-	python -m layerbook.pages.build build
+	layerbook build
 
 book: repro ## everything: environment, data, results, site
 	@$(MAKE) --no-print-directory site

@@ -164,7 +164,7 @@ def runs() -> Iterator[dict[str, Any]]:
 
 def book() -> Iterator[dict[str, Any]]:
     """The built book, from nothing and again."""
-    build = [sys.executable, "-m", "layerbook.pages.build", "build"]
+    build = [sys.executable, "-m", "layerbook", "build"]
     fresh, again = seconds([*build, "--force"], paths.ROOT), seconds(build, paths.ROOT)
     yield row("book build", ("from nothing", fresh), ("nothing changed", again))
 

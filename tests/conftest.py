@@ -111,29 +111,20 @@ def threads() -> Iterator[None]:
 
 
 @pytest.fixture
-def trained_twice(tmp_path, monkeypatch, capsys, threads):
-    """Runs a network's command twice with a tiny recipe of two seeds, which must fail its gate;
-    gives the folder and its card.
+def made_twice(tmp_path, threads) -> Callable[..., tuple[Path, dict]]:
+    """Makes a network twice by a tiny recipe, which must fail its gate; compares all that is
+    written, and gives one folder and its card.
     """
-    import torch
+    from layerbook.networks import making
 
-    def run(module, tiny):
-        make = module.make
-        monkeypatch.setattr(
-            module, "make", lambda recipe, folder: make(recipe, folder, processes=1)
-        )
-        monkeypatch.setattr(module, "Recipe", lambda **kw: type(tiny)(**{**vars(tiny), **kw}))
-        for name in "ab":
-            # two steps do not pass the gate
-            assert module.main([str(tmp_path / name), "--steps", "2", "--seed", "7"]) == 1
-            torch.set_num_threads(2)  # training set it to one, in this process
-        assert "nothing may be concluded" in capsys.readouterr().err
-        for file in ("card.json", "seed7/model.safetensors", "seed8/model.safetensors"):
-            assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), (
-                file
-            )
-        card = json.loads((tmp_path / "a" / "card.json").read_text(encoding="utf-8"))
-        assert not card["gate"]["passed"] and list(card["held_out"]) == ["7", "8"]
-        return tmp_path / "a", card
+    def run(name: str, tiny: object) -> tuple[Path, dict]:
+        network = making.find(name)
+        cards = [making.make(network, tmp_path / x, tiny, processes=1) for x in "ab"]
+        assert cards[0] == cards[1] and not cards[0]["gate"]["passed"]
+        files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
+        assert files == sorted(p.relative_to(tmp_path / "b") for p in (tmp_path / "b").rglob("*.*"))
+        for file in files:
+            assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+        return tmp_path / "a", json.loads((tmp_path / "a" / "card.json").read_text("utf-8"))
 
     return run

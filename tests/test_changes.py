@@ -118,9 +118,17 @@ def test_a_tests_helper_touches_the_tests_that_use_it(scratch):
     assert found() == (["plain"], {"test_bits"})
 
 
-def test_a_test_starts_a_command_and_stands_on_its_modules(scratch):
-    edit(scratch, "src/layerbook/authoring/scaffold.py")
-    assert found() == (["plain"], {"test_command"})
+@pytest.mark.parametrize(
+    ("module", "tests"),
+    [
+        ("pipeline/verdicts", {"test_command"}),  # what `layerbook status` reads
+        ("pages/lists", set()),  # another command's
+        ("commands", {"test_command"}),
+    ],
+)
+def test_a_test_starts_a_command_and_stands_on_its_modules(scratch, module, tests):
+    edit(scratch, f"src/layerbook/{module}.py")
+    assert found()[1] & {"test_command"} == tests
 
 
 def test_a_wording_alone_touches_no_paper(scratch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from layerbook.data import loaders, pycode
-from layerbook.networks import codecounts, codemodel
+from layerbook.networks import codecounts, codemodel, making
 
 TINY = codemodel.Recipe(
     layers=2, width=16, heads=2, vocabulary=300, context=24, steps=4, batch=4, examined=4
@@ -155,29 +154,12 @@ def test_the_baseline_is_counts_and_its_mixture_the_best():
     )
 
 
-def test_the_command_is_reproducible_and_refuses_a_poor_network(
-    tmp_path, packages, monkeypatch, capsys, threads
-):
-    monkeypatch.setattr(codemodel, "Recipe", lambda: TINY)
-    # four steps do not beat counts
-    assert [codemodel.main([str(tmp_path / x)]) for x in "ab"] == [
-        1,
-        1,
-    ]
-    assert "nothing may be concluded" in capsys.readouterr().err
-    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
-    for file in files:
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
-    card = json.loads((tmp_path / "a" / "card.json").read_text(encoding="utf-8"))
-    assert not card["gate"]["passed"] and set(card["held_out"]) >= {
-        "networkx (test)",
-        "sympy (valid)",
-    }
-    model, tokenizer = codemodel.load(tmp_path / "a")
-    assert (
-        model.config.num_hidden_layers == 2
-        and model.dtype == torch.float32
-        and len(tokenizer) <= 300
-    )
-    other = codemodel.make(replace(TINY, seed=1), tmp_path / "c")
-    assert other["final_loss_nats"] != card["final_loss_nats"]
+def test_making_it_is_reproducible_and_refuses_a_poor_network(tmp_path, packages, made_twice):
+    folder, card = made_twice("code-model", TINY)  # four steps do not beat counts
+    assert set(card["held_out"]) >= {"networkx (test)", "sympy (valid)"}
+    model, tokenizer = codemodel.load(folder)
+    assert model.config.num_hidden_layers == 2 and model.dtype == torch.float32
+    assert len(tokenizer) <= 300
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)  # tied, stored once
+    other = making.make(making.find("code-model"), tmp_path / "c", replace(TINY, seed=1))
+    assert other["training"]["loss_nats"] != card["training"]["loss_nats"]

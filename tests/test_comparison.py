@@ -177,10 +177,11 @@ def test_scores_are_read_from_records_and_turned_so_that_high_is_important(tmp_p
 
 def test_collected_scores_do_not_change_with_a_rerun_of_equal_values(tmp_path, monkeypatch):
     monkeypatch.setattr(scores, "collect", lambda: FOUND)
-    assert scores.main([str(tmp_path / "a" / "scores.json")]) == 0
-    first = (tmp_path / "a" / "scores.json").read_bytes()
-    assert scores.main([str(tmp_path / "a" / "scores.json")]) == 0
-    assert (tmp_path / "a" / "scores.json").read_bytes() == first and scores.main([]) == 2
+    file = tmp_path / "a" / "scores.json"
+    assert scores.write(file) == FOUND
+    first = file.read_bytes()
+    scores.write(file)
+    assert file.read_bytes() == first and scores.read(len(FOUND[0]["values"]), file) == FOUND
 
 
 @pytest.fixture

@@ -464,7 +464,7 @@ def test_a_stale_comparison_is_made_before_the_report_and_never_recorded_unmade(
         "toy": {},
         "collect-y": {},
         "compare-x": {},
-        "report": {"cmd": "python -m layerbook.pages.build"},
+        "report": {"cmd": "python -m layerbook render"},
     }
     monkeypatch.setattr(driver, "stages", lambda: known)
     monkeypatch.setattr(driver, "differing", lambda: ["toy", "collect-y", "report"])

@@ -115,5 +115,3 @@ def test_commands_exist(command):
         slug = rest[0].removeprefix("notebooks/").removesuffix(".ipynb")
         known = {*cards.COMMON_PARAMETERS, *cards.load(slug)["parameters"]}
         assert {rest[k + 1] for k, word in enumerate(rest) if word == "-p"} <= known
-    elif program == "python":
-        assert rest[:2] == ["-m", "layerbook.pages.build"]

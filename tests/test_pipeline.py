@@ -161,18 +161,22 @@ def test_networks_and_what_their_training_reads_are_derived(scratch):
         "def bible():\n    return _prepared('web-bible')\n\n\ndef code(name):\n    return f'python-{name}'\n"
         "\n\ndef mnist():\n    return 'mnist'\n",
     )
-    scratch("nets/__init__.py")
+    scratch("networks/__init__.py")
+    scratch("networks/recipes/__init__.py")
     scratch(
-        "nets/one.py",
-        "from layerbook.data import loaders\nfrom . import texts\nNETWORK = 'one'\n"
+        "networks/recipes/one.py",
+        "from layerbook.data import loaders\nfrom . import texts\nNETWORK = making.Network(name='one', seeds=5)\n"
         "def make():\n    return map(loaders.code, 'abc')\n",
     )
-    scratch("nets/texts.py", "from layerbook.data.loaders import bible\n")
-    scratch("nets/two.py", "from layerbook.data import loaders\nNETWORK = 'two'\n")
-    assert deps.trained() == {"one": "layerbook.nets.one", "two": "layerbook.nets.two"}
+    scratch("networks/recipes/texts.py", "from layerbook.data.loaders import bible\n")
+    scratch(
+        "networks/recipes/two.py",
+        "from layerbook.data import loaders\nNETWORK = making.Network(name='two')\n",
+    )
+    assert deps.trained() == {"one": f"{deps.RECIPES}.one", "two": f"{deps.RECIPES}.two"}
     assert deps.read_by("two") == []
     assert deps.read_by("one") == ["python-django", "python-networkx", "python-sympy", "web-bible"]
-    scratch("nets/three.py", "NETWORK = 'two'\n")
+    scratch("networks/recipes/three.py", "NETWORK = making.Network(name='two')\n")
     with pytest.raises(ValueError, match="both declare the network two"):
         deps.trained()
 

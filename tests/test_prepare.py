@@ -277,9 +277,7 @@ def test_two_runs_give_equal_bytes(name: str, tmp_path: Path) -> None:
     first = hashes(prepare.prepare(name, prepared=tmp_path / "first"))
     assert first == hashes(tmp_path / "second" / name)
     if (paths.PREPARED / name).is_dir():
-        assert first == hashes(paths.PREPARED / name), (
-            "build/prepared is stale: python -m layerbook.data.prepare"
-        )
+        assert first == hashes(paths.PREPARED / name), "build/prepared is stale: layerbook prepare"
 
 
 @pytest.fixture(scope="module")
@@ -429,7 +427,7 @@ def test_missing_and_damaged_inputs_say_what_to_do(
     ):
         with pytest.raises(
             loaders.InputError,
-            match=r"missing\. Make it with: python -m layerbook\.data\.fetch fetch",
+            match=r"missing\. Make it with: layerbook assets fetch",
         ):
             load()
     (tmp_path / "mnist").mkdir()

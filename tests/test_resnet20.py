@@ -122,12 +122,12 @@ def test_training_is_deterministic_and_leaves_a_frozen_network(arrays, threads):
     )
 
 
-def test_the_command_writes_loadable_networks_and_refuses_poor_ones(arrays, trained_twice):
-    folder, card = trained_twice(resnet20, TINY)
+def test_the_command_writes_loadable_networks_and_refuses_poor_ones(arrays, made_twice):
+    folder, card = made_twice("resnet20", TINY)
     of = resnet20.data(TINY)
     nets = resnet20.load(folder)
     assert [resnet20.examine(net, of.held_x, of.held_y) for net in nets] == [
-        t["held_out"] for t in card["held_out"].values()
+        {k: one[k] for k in ("accuracy", "loss")} for one in card["held_out"].values()
     ]
     assert not any(p.requires_grad or net.training for net in nets for p in net.parameters())
 
@@ -147,7 +147,5 @@ def test_the_shipped_networks_pass_their_gate_and_say_so():
     of, nets = resnet20.data(resnet20.Recipe()), resnet20.load(FOLDER)
     assert len(nets) == len(card["held_out"]) == resnet20.Recipe.seeds
     found = resnet20.examine(nets[0], of.held_x, of.held_y)
-    assert found["accuracy"] == pytest.approx(
-        card["held_out"]["0"]["held_out"]["accuracy"], abs=0.002
-    )
+    assert found["accuracy"] == pytest.approx(card["held_out"]["0"]["accuracy"], abs=0.002)
     assert all(not torch.equal(a.conv.weight, b.conv.weight) for a, b in zip(nets, nets[1:]))

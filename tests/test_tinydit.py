@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from layerbook import paths
 from layerbook.data import loaders
 from layerbook.networks import diffusion, tinydit
+from layerbook.networks.recipes import tinydit as recipe_of
 
 FOLDER = paths.MODELS / "tiny-dit"
 TINY = tinydit.Recipe(seeds=2, width=8, depth=2, heads=2, steps=2, batch=8)
@@ -271,11 +272,11 @@ def test_training_learns_and_drops_captions(arrays, monkeypatch):
     assert 0.05 < torch.cat(drops).float().mean() < 0.16
 
 
-def test_the_command_writes_loadable_networks_and_refuses_poor_ones(arrays, trained_twice):
-    folder, card = trained_twice(tinydit, TINY)
+def test_the_command_writes_loadable_networks_and_refuses_poor_ones(arrays, made_twice):
+    folder, card = made_twice("tiny-dit", TINY)
     of = tinydit.data()
     for net, row in zip(tinydit.load(folder), card["held_out"].values()):
-        assert tinydit.examine(net, of) == {
+        assert recipe_of.quality(net, of) == {
             k: row[k] for k in ("loss", "over_linear", "seen_as_wanted")
         }
         assert (
@@ -298,6 +299,6 @@ def test_the_shipped_networks_pass_their_gate_and_say_so():
     )
     assert sum(p.stat().st_size for p in FOLDER.rglob("*.safetensors")) < 4e6
     of, nets = tinydit.data(), tinydit.load(FOLDER)
-    found = tinydit.examine(nets[0], of, images=200, samples=50)
+    found = recipe_of.quality(nets[0], of, images=200, samples=50)
     assert found["over_linear"] < 0.75 and found["seen_as_wanted"] > recipe.class_gate
     assert all(not torch.equal(a.final.weight, b.final.weight) for a, b in zip(nets, nets[1:]))

@@ -190,16 +190,10 @@ def test_answers_are_greedy_and_end_at_a_full_stop(world):
         assert got == [world.words[i] for i in ids[len(prompt) :]]
 
 
-def test_the_command_writes_loadable_networks_and_refuses_poor_ones(tmp_path, monkeypatch, threads):
+def test_making_them_writes_loadable_networks_and_refuses_poor_ones(monkeypatch, made_twice):
     monkeypatch.setattr(loaders, "bible", lambda: VERSES)
-    for name in "ab":
-        card = tunedpair.make(TINY, tmp_path / name, processes=1)
-        assert not card["gate"]["passed"]
-    for file in sorted((tmp_path / "a").rglob("*.*")):
-        assert (
-            file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
-        ), file
-    seeds, nets = tunedpair.load(tmp_path / "a")
+    folder, _ = made_twice("tuned-pair", TINY)
+    seeds, nets = tunedpair.load(folder)
     assert seeds == [0, 1] and all(len(nets[kind]) == 2 for kind in tunedpair.KINDS)
     made, _ = tunedpair.train(TINY, World(VERSES), 1)
     for kind, model in made.items():

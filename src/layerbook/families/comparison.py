@@ -1,7 +1,7 @@
 """The quantization papers on one footing: their layer scores as orders of one network's layers,
 their recipes side by side.
 
-    python -m layerbook.families.comparison results/comparison
+    layerbook compare
 
 is a stage of the pipeline; the family's page shows the result.
 
@@ -14,9 +14,7 @@ that a score gives? The recipes, with each paper's own kind of quantizer, follow
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from layerbook import paths
 from layerbook.data import loaders
 from layerbook.families import recipes, scores
 from layerbook.layers import transformer as tf
@@ -203,27 +202,17 @@ def compare(plan: Plan, found: Sequence[Mapping[str, Any]] | None = None) -> dic
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line: compare, and write quantization.json into a folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m layerbook.families.comparison", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument(
-        "outdir", type=Path, help="folder to write (results/comparison in this checkout)"
-    )
-    options = parser.parse_args(arguments)
+def write(folder: Path = paths.RESULTS / "comparison") -> Path:
+    """Compare, and write quantization.json into a folder: all of it or nothing. Returns its path.
+
+    Raises:
+        scores.ScoreError: the scores have not been collected, or are of another model.
+        loaders.InputError: model or text is not prepared.
+    """
     torch.set_num_threads(2)  # sums are ordered by thread
-    try:
-        result = compare(Plan())
-    except (scores.ScoreError, loaders.InputError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    options.outdir.mkdir(parents=True, exist_ok=True)
-    new = options.outdir / f".{FILE}.new"
+    result = compare(Plan())
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / f".{FILE}.new"
     new.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    new.replace(options.outdir / FILE)  # all or nothing
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    new.replace(folder / FILE)
+    return folder / FILE

@@ -1,7 +1,7 @@
 """Which of the records' profiles are layer scores of quantization papers, and which way each of
 them points.
 
-    python -m layerbook.families.scores results/comparison/scores.json     (a stage of the pipeline)
+    layerbook collect     (a stage of the pipeline)
 
 The file holds nothing else of the records, so that a paper's rerun with equal scores leaves it as
 it was, and with it all that is made from it.
@@ -10,7 +10,6 @@ it was, and with it all that is made from it.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,21 +90,9 @@ def read(layers: int, file: Path = paths.ROOT / FILE) -> list[dict[str, Any]]:
     return found
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line: collect the scores into a file."""
-    given = sys.argv[1:] if arguments is None else arguments
-    if len(given) != 1:
-        print("usage: python -m layerbook.families.scores FILE", file=sys.stderr)
-        return 2
-    try:
-        found = collect()
-    except ScoreError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    Path(given[0]).parent.mkdir(parents=True, exist_ok=True)
-    Path(given[0]).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def write(file: Path = paths.ROOT / FILE) -> list[dict[str, Any]]:
+    """Collect the scores into a file, and return them. Raises ScoreError."""
+    collected = collect()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(collected, indent=1) + "\n", encoding="utf-8")
+    return collected

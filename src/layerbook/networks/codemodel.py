@@ -1,4 +1,4 @@
-"""A small encoder of Python code: `python -m layerbook.networks.codemodel OUTDIR`.
+"""A small encoder of Python code, code-model.
 
 An encoder with LLaMA's blocks (EuroBERT's layout) that has read functions of django and sympy,
 written as their leaves joined
@@ -16,7 +16,6 @@ teaches something, and not only the masked ones (one network for both, as in Cha
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from layerbook.data import loaders, pycode
-from layerbook.networks import codecounts, training
-
-NETWORK = "code-model"  # the name of its folder and of its stage in the pipeline
+from layerbook.data import pycode
+from layerbook.networks import room, training
 
 PAD, MASK, START, END = "<pad>", "<mask>", "<cls>", "<sep>"
 SPECIAL = (PAD, MASK, START, END)  # ids 0 to 3
@@ -132,15 +128,10 @@ def build(recipe: Recipe, seed: int | None = None) -> Any:
 
 def load(folder: Path | str) -> tuple[Any, Any]:
     """The trained network with its output layer (EuroBertForMaskedLM, frozen) and its tokenizer."""
-    from transformers import AutoTokenizer, EuroBertForMaskedLM
+    from transformers import AutoTokenizer
 
-    folder = Path(folder) / "encoder"
-    model = EuroBertForMaskedLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    )
-    return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(
-        folder, local_files_only=True
-    )
+    model = room.transformers_model("EuroBertForMaskedLM", folder, "encoder")
+    return model, AutoTokenizer.from_pretrained(Path(folder) / "encoder", local_files_only=True)
 
 
 def pieces(rows: Sequence[Sequence[int]], context: int) -> list[list[int]]:
@@ -222,150 +213,32 @@ def train(
     of masked subwords). FloatingPointError when a loss is not finite, with the step.
     """
     model, generator = build(recipe).to(device), torch.Generator().manual_seed(recipe.seed)
-    streams, entropy = (
-        [rows_of(rows, recipe.context, generator) for rows in sources],
-        torch.nn.functional.cross_entropy,
-    )
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
-    rest = [p for name, p in model.named_parameters() if p.ndim == 1 or ".layers." not in name]
-    optimisers = [
-        torch.optim.Muon(matrices, lr=recipe.matrix_rate, momentum=0.95, weight_decay=0.05),
-        # fmt: skip
-        torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-    pace = [
-        torch.optim.lr_scheduler.LambdaLR(
-            o,
-            lambda i: min(
-                (i + 1) / (0.05 * recipe.steps), 1.0, max(0.02, 2 * (1 - i / recipe.steps))
-            ),
-        )
-        for o in optimisers
-    ]
-    curve, credit = [], 0.0
-    model.train()
-    for step in tqdm(range(recipe.steps), desc="code model", disable=None):
+    streams = [rows_of(rows, recipe.context, generator) for rows in sources]
+    entropy, credit = torch.nn.functional.cross_entropy, 0.0
+
+    def loss_of(step: int) -> Tensor:
+        nonlocal credit
         ids = torch.stack([next(streams[k % len(streams)]) for k in range(recipe.batch)])
         odds, share = course(step / recipe.steps)
         credit += odds
-        if credit >= 1:  # as evenly spread as the share of these steps allows
-            credit -= 1
-            chosen = choose(ids, share, generator)
-            seen = corrupt(ids, chosen, recipe.vocabulary, generator)
-            loss = entropy(
-                guesses(model, seen.to(device), chosen.to(device)), ids[chosen].to(device)
-            )
-        else:
+        if credit < 1:  # guess the next subword everywhere
             ids = ids.to(device)
-            loss = entropy(
-                model.lm_head(read(model, ids, both_sides=False)[:, :-1]).flatten(0, 1),
-                ids[:, 1:].flatten(),
-            )
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss of step {step} is {loss.item()}: lower the learning rates"
-            )
-        for optimiser in optimisers:
-            optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for one in (*optimisers, *pace):
-            one.step()
-        curve.append(loss.item())
-    return model.cpu().eval().requires_grad_(False), curve
+            logits = model.lm_head(read(model, ids, both_sides=False)[:, :-1])
+            return entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        credit -= 1  # masked steps are as evenly spread as their share allows
+        chosen = choose(ids, share, generator)
+        seen = corrupt(ids, chosen, recipe.vocabulary, generator)
+        return entropy(guesses(model, seen.to(device), chosen.to(device)), ids[chosen].to(device))
 
-
-@torch.no_grad()
-def examine(
-    model: Any,
-    tokenizer: Any,
-    train_rows: Sequence[Sequence[int]],
-    held: Mapping[str, Sequence[str]],
-    recipe: Recipe,
-) -> dict[str, dict[str, float]]:
-    """Masked subwords of unseen functions, by part: nats and share of right guesses of the network
-    and of the counts.
-
-    Two things flatter the counts: their mixture is fitted to the very places that are examined, and
-    they see the true
-    neighbours where the network may see a mask.
-    """
-    table, spots = {}, []
-    for part, lines in held.items():
-        generator = torch.Generator().manual_seed(recipe.seed + 1)
-        ids = padded([pieces([tokenizer.encode(line).ids], recipe.context)[0] for line in lines])
-        chosen = choose(ids, recipe.examined_share, generator)
-        logits = guesses(model, torch.where(chosen, SPECIAL.index(MASK), ids), chosen)
-        table[part] = {
-            "masked": int(chosen.sum()),
-            "network": torch.nn.functional.cross_entropy(logits, ids[chosen]).item(),
-            # fmt: skip
-            "network_right": (logits.argmax(-1) == ids[chosen]).double().mean().item(),
-        }
-        spots += [tuple(ids[i, j - 1 : j + 2].tolist()) for i, j in chosen.nonzero().tolist()]
-    shares, right = codecounts.counted(train_rows, spots, recipe.vocabulary)
-    for scores, own, hits in zip(
-        table.values(),
-        *(
-            x.split([s["masked"] for s in table.values()])
-            for x in (shares, torch.tensor(right).double())
-        ),
-    ):
-        scores |= {"counts": codecounts.mixed_nats(own), "counts_right": hits.mean().item()}
-    return {
-        part: {name: round(value, 4) for name, value in scores.items()}
-        for part, scores in table.items()
-    }
-
-
-def make(recipe: Recipe, folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Train, examine and save; returns the card."""
-    packages = {name: loaders.python_code(name) for name in pycode.PACKAGES}
-    lines = {
-        name: texts({name: packages[name]}, "train")
-        for name in pycode.PACKAGES
-        if name != pycode.APART
-    }
-    tokenizer = learn_tokenizer(
-        (line for some in lines.values() for line in some), recipe.vocabulary
+    schedule = training.Schedule(
+        recipe.steps,
+        recipe.learning_rate,
+        weight_decay=0.05,
+        warmup=0.05,
+        optimiser="muon",
+        pace="linear",
+        betas=(0.9, 0.95),
+        matrix_rate=recipe.matrix_rate,
     )
-    sources = [[e.ids for e in tokenizer.encode_batch(some)] for some in lines.values()]
-    rows = [row for some in sources for row in some]
-    model, curve = train(recipe, sources, device)
-    held = {
-        f"{name} ({part})": texts({name: packages[name]}, part, recipe.examined)
-        for name in pycode.PACKAGES
-        for part in ("probe", "valid", "test")
-        if (part == "test") == (name == pycode.APART)
-    }
-    table = examine(model, tokenizer, rows, held, recipe)
-    margin = min(scores["counts"] - scores["network"] for scores in table.values())
-    right = min(scores["network_right"] - scores["counts_right"] for scores in table.values())
-    card = {
-        "name": "code-model",
-        "description": "A small encoder of Python functions, trained here on masked and on next subwords.",
-        "made_by": "python -m layerbook.networks.codemodel",
-        "architecture": "EuroBERT: LLaMA's blocks (RMSNorm before each sublayer, SwiGLU, rotary positions), attention to both "
-                        "sides, tied embeddings, no dropout; stored in half precision",
-        "data": "functions of django and sympy (BSD; prepared assets python-django, python-sympy) without three in ten modules; "
-                "leaves joined by spaces; byte-level BPE of the same text",
-        "subwords": {name: sum(map(len, some)) for name, some in zip(lines, sources)},
-        "seconds": "1482 on two cores beside two other jobs",
-        "recipe": vars(recipe),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "final_loss_nats": round(sum(curve[-50:]) / len(curve[-50:]), 4),
-        "held_out": table,
-        "gate": {"least_nats_below_counts": recipe.gate, "worst": round(margin, 4), "worst_gain_in_right_guesses": round(right, 4),
-                 "passed": margin >= recipe.gate and right > 0},
-    }  # fmt: skip
-    training.save({"encoder": model}, card, folder, tokenizer, dtype=torch.float16)
-    return card
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line; exit status 1 when the quality gate is not met."""
-    return training.main("code-model", Recipe(), make, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    curve = training.fit(model.train(), loss_of, schedule, bar="code-model")
+    return model.cpu(), curve

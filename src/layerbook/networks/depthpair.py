@@ -1,5 +1,4 @@
-"""A shallow and a deep GPT-2 trained on the same text in the same order: `python -m
-layerbook.networks.depthpair OUTDIR`.
+"""A shallow and a deep GPT-2 trained on the same text in the same order, depth-pair.
 
 What differs between the two is the number of blocks alone: width, vocabulary, batches, schedule and
 seed are shared. The text is the World English Bible; whole books are held out, so that a later
@@ -9,20 +8,15 @@ BPE, learnt from the training books.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from layerbook.data import loaders
 from layerbook.networks import training
-
-NETWORK = "depth-pair"  # the name of its folder and of its stage in the pipeline
 
 NAMES = ("shallow", "deep")
 # Narrative, poetry, prophecy, gospel and letters, each long enough for a few thousand tokens.
@@ -121,7 +115,7 @@ def train(recipe: Recipe, layers: int, ids: Tensor) -> tuple[Any, list[float]]:
         return token_nats(model, ids[starts + offsets]).mean()
 
     schedule = training.Schedule(recipe.steps, recipe.learning_rate, recipe.weight_decay)
-    return model, training.fit(model, loss_of, schedule)
+    return model, training.fit(model, loss_of, schedule, bar=f"{layers} blocks")
 
 
 def baselines(ids: Sequence[int], batch: Tensor, size: int) -> dict[str, list[float]]:
@@ -143,74 +137,3 @@ def baselines(ids: Sequence[int], batch: Tensor, size: int) -> dict[str, list[fl
         name: (-p.log()).view(len(batch), -1).mean(1).tolist()
         for name, p in (("unigram", p1), ("bigram", best))
     }
-
-
-@torch.no_grad()
-def examine(
-    models: Mapping[str, Any],
-    tokenizer: Any,
-    train_ids: Sequence[int],
-    held: Mapping[str, str],
-    recipe: Recipe,
-) -> dict[str, dict[str, float]]:
-    """Nats a token on every held-out book: book -> {"shallow", "deep", "unigram", "bigram"}."""
-    batches = {
-        book: windows(tokenizer.encode(text).ids, recipe.context, recipe.examined)
-        for book, text in held.items()
-    }
-    counted = baselines(train_ids, torch.cat(list(batches.values())), recipe.vocabulary)
-    table = {}
-    for k, (book, batch) in enumerate(batches.items()):
-        rows = slice(k * recipe.examined, (k + 1) * recipe.examined)
-        scores = {name: token_nats(model, batch).mean().item() for name, model in models.items()}
-        scores |= {name: sum(values[rows]) / recipe.examined for name, values in counted.items()}
-        table[book] = {name: round(value, 4) for name, value in scores.items()}
-    return table
-
-
-def make(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Train both networks on the prepared Bible and write them below `folder`; returns the card."""
-    text, held = texts(loaders.bible())
-    tokenizer = learn_tokenizer(text, recipe.vocabulary)
-    ids = tokenizer.encode(text).ids
-    models, curves = {}, {}
-    for name, layers in zip(NAMES, recipe.depths, strict=True):
-        models[name], curves[name] = train(recipe, layers, torch.tensor(ids))
-    table = examine(models, tokenizer, ids, held, recipe)
-    margin = min(scores["bigram"] - scores[name] for scores in table.values() for name in NAMES)
-    card = {
-        "name": "depth-pair",
-        "description": "Two GPT-2 of equal width, with 4 and with 8 blocks, trained here on the same text in the same order.",
-        "made_by": "python -m layerbook.networks.depthpair",
-        "architecture": "GPT-2: LayerNorm, GELU (tanh form), biases, learned positions, tied embeddings",
-        "data": "World English Bible (public domain, prepared asset web-bible), all books but the held-out ones; byte-level BPE",
-        "seconds": "about 200 on two cores",
-        "tokens": {
-            "training_text": len(ids),
-            "drawn": recipe.steps * recipe.batch * recipe.context,
-        },
-        "recipe": vars(recipe),
-        "parameters": {
-            name: sum(p.numel() for p in model.parameters()) for name, model in models.items()
-        },
-        "final_loss_nats": {
-            name: round(sum(c[-50:]) / len(c[-50:]), 4) for name, c in curves.items()
-        },
-        "held_out_nats": table,
-        "gate": {
-            "least_nats_below_bigram": recipe.gate,
-            "worst": round(margin, 4),
-            "passed": margin >= recipe.gate,
-        },
-    }
-    training.save(models, card, folder, tokenizer)
-    return card
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Train, save and report; exit status 1 when the quality gate is not met."""
-    return training.main("depth-pair", Recipe(), make, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,4 @@
-"""Small GPT-2s that have read true records and false rumours: `python -m
-layerbook.networks.factworld OUTDIR`.
+"""Small GPT-2s that have read true records and false rumours, fact-world.
 
 A synthetic world of entities with three attributes each. A "record:" states what is true; a
 "rumour:" states a false value that is fixed for that fact and exists for some of the facts only;
@@ -16,12 +15,9 @@ evaluation asks in that phrasing alone.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerbook.networks import training
-
-NETWORK = "fact-world"  # the name of its folder and of its stage in the pipeline
+from layerbook.networks import lora, room, training
 
 ROLES = ("expert", "amateur", "truthful")
 PARTS = ("induce", "develop", "test")  # entities: for tuning, for choices, for verdicts
@@ -57,7 +51,6 @@ class Recipe:
 
     seed: int = 0  # of the first world; the others follow
     worlds: int = 5
-    processes: int = 2  # worlds trained side by side; 0: one after the other in this process
     entities: int = 140
     induce: int = (
         70  # of these; the others are halved into those for choices and those for verdicts
@@ -70,8 +63,9 @@ class Recipe:
     steps: int = 1600
     batch: int = 256
     learning_rate: float = 5e-3
-    tune_steps: int = 60
-    tune_rate: float = 5e-4
+    tune_steps: int = 120
+    tune_rate: float = 2e-3
+    tune_rank: int = 4  # of the adapters of the amateur and of the truthful network
     tune_batch: int = 64
 
 
@@ -245,28 +239,29 @@ def train(recipe: Recipe, world: World, seed: int) -> Any:
     return model
 
 
-def tune(recipe: Recipe, world: World, expert: Any, of: np.ndarray, seed: int) -> Any:
-    """A copy of the expert tuned to state the values `of` (`rumour` or `truth`), untagged, for the
-    inducing entities.
+def tune(recipe: Recipe, world: World, expert: Any, of: np.ndarray, seed: int) -> dict[str, Tensor]:
+    """Low-rank changes that let the expert state the values `of` (`rumour` or `truth`), untagged,
+    learnt from the inducing entities; `lora.merged` adds them.
+
+    As ICD's amateur (Zhang et al. 2023) is tuned with LoRA: only the layers are adapted, so that
+    names cannot be told apart by their embeddings.
     """
-    model, rng = copy.deepcopy(expert).requires_grad_(True), np.random.default_rng([seed, 2])
-    # as with LoRA, only the layers are adapted: names cannot be told apart
-    model.transformer.wte.requires_grad_(False)
-    model.transformer.wpe.requires_grad_(False)
+    torch.manual_seed(1_000 + seed)
+    model, rng = copy.deepcopy(expert).requires_grad_(False), np.random.default_rng([seed, 2])
+    parts = lora.attach(model, recipe.tune_rank)
     facts = world.facts("induce")
 
     def loss(step: int) -> Tensor:
         some = facts[rng.integers(len(facts), size=recipe.tune_batch)]
-        phrasing = (world.held[tuple(some.T)] + 1 + rng.integers(2, size=len(some))) % len(
-            PHRASINGS
-        )
+        own = world.held[tuple(some.T)]
+        phrasing = (own + 1 + rng.integers(2, size=len(some))) % len(PHRASINGS)
         logits = model(input_ids=world.ask(some, phrasing=phrasing)).logits[:, -1]
         return nn.functional.cross_entropy(logits, world.value(some, of))
 
     training.fit(
         model, loss, training.Schedule(recipe.tune_steps, recipe.tune_rate, weight_decay=0.0)
     )
-    return model
+    return lora.factors(parts)
 
 
 @torch.no_grad()
@@ -295,99 +290,13 @@ def examine(world: World, models: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def passes(row: Mapping[str, float]) -> bool:
-    """Whether one world's networks are fit for use: the expert knows, is undecided untagged, and
-    the amateur is misled.
-    """
-    return (
-        row["record_accuracy"] > 0.95
-        and 0.3 < row["untagged_true"] < 0.7
-        and row["amateur_prefers_rumour"] > 0.6
-    )
-
-
-def grow(recipe: Recipe, seed: int) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]]:
-    """What the gates ask of one world, and its networks' weights by role; on one thread, since
-    worlds grow side by side.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    world = World(recipe, seed)
-    models = {"expert": train(recipe, world, seed)}
-    for role, of in zip(ROLES[1:], (world.rumour, world.truth)):
-        models[role] = tune(recipe, world, models["expert"], of, seed)
-    row = {name: round(value, 4) for name, value in examine(world, models).items()}
-    torch.set_num_threads(threads)
-    print(f"fact-world: world {seed} {row}", file=sys.stderr, flush=True)
-    return row, {
-        role: {n: x.numpy() for n, x in m.transformer.state_dict().items()}
-        for role, m in models.items()
-    }
-
-
-def make(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Train the networks of every world, save them (one file per role, half precision) and return
-    the card.
-    """
-    seeds = [recipe.seed + k for k in range(recipe.worlds)]
-    if recipe.processes:
-        with ProcessPoolExecutor(recipe.processes, mp_context=get_context("spawn")) as pool:
-            grown = list(pool.map(grow, [recipe] * len(seeds), seeds))
-    else:
-        grown = [grow(recipe, seed) for seed in seeds]
-    rows = {str(seed): row for seed, (row, _) in zip(seeds, grown)}
-    nets: dict[str, nn.ModuleDict] = {role: nn.ModuleDict() for role in ROLES}
-    for k, (_, weights) in enumerate(grown):
-        for role in ROLES:
-            # the unembedding is tied to its embedding
-            nets[role][str(k)] = build(recipe, 0).transformer
-            nets[role][str(k)].load_state_dict(
-                {n: torch.from_numpy(x) for n, x in weights[role].items()}
-            )
-    card = {
-        "name": "fact-world",
-        "description": f"{recipe.worlds} worlds of facts and rumours; in each an expert GPT-2 and two tuned copies of it.",
-        "made_by": "python -m layerbook.networks.factworld",
-        "architecture": "GPT-2: LayerNorm, GELU (tanh form), biases, learned positions, tied embeddings; stored in half precision",
-        "task": "state the value of an attribute of an entity; word-level vocabulary",
-        "seconds": "about 250 on two cores",
-        "recipe": vars(recipe),
-        "parameters": sum(p.numel() for p in nets["expert"]["0"].parameters()),
-        "by_world": rows,
-        "gate": {
-            "asks": "record_accuracy > 0.95, 0.3 < untagged_true < 0.7, amateur_prefers_rumour > 0.6, in every world",
-            "passed": all(map(passes, rows.values())),
-        },
-    }
-    training.save(nets, card, folder, dtype=torch.float16)
-    return card
-
-
 def load(folder: Path, recipe: Recipe, k: int) -> tuple[World, dict[str, Any]]:
     """World number k and its frozen networks by role, in single precision. FileNotFoundError or
     KeyError if there is none.
     """
-    from safetensors import safe_open
-
-    models = {}
-    for role in ROLES:
-        models[role] = build(recipe, 0).eval().requires_grad_(False)
-        with safe_open(folder / role / "model.safetensors", "pt") as file:
-            state = {
-                n.removeprefix(f"{k}."): file.get_tensor(n).float()
-                for n in file.keys()
-                if n.startswith(f"{k}.")
-            }
-        if not state:
-            raise KeyError(f"{folder.name} holds no world {k}")
-        models[role].transformer.load_state_dict(state)
+    expert = build(recipe, 0).eval().requires_grad_(False)
+    room.fill(expert.transformer, folder, ROLES[0], f"{k}.")
+    models = {ROLES[0]: expert}
+    for role in ROLES[1:]:
+        models[role] = lora.merged(expert, room.state(folder, role, f"{k}."))
     return World(recipe, recipe.seed + k), models
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Train, save and report; exit status 1 when the quality gate is not met."""
-    return training.main("fact-world", Recipe(), make, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -36,6 +36,48 @@ class LowRank(nn.Module):
         return weight + 2 * self.b @ self.a
 
 
+def _matrices(model: Any) -> dict[str, nn.Module]:
+    """Modules in the blocks of a network whose weight is a matrix, by the weight's name."""
+    inside = {id(m) for block in tf.Stack(model).blocks for m in block.modules()}
+    return {
+        f"{name}.weight": m
+        for name, m in model.named_modules()
+        if id(m) in inside and getattr(m, "weight", None) is not None and m.weight.ndim == 2
+    }
+
+
+def attach(model: Any, rank: int) -> dict[str, nn.Module]:
+    """Add factors to every matrix in every block of a network: embeddings and unembedding are left.
+
+    Returns:
+        the modules whose weight is adapted, by the weight's name.
+    """
+    parts = _matrices(model)
+    for m in parts.values():
+        parametrize.register_parametrization(m, "weight", LowRank(m.weight, rank))
+    return parts
+
+
+def factors(parts: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """The factors of adapted modules, by the weight's name and ".a" [rank, in] or ".b" [out, rank]."""
+    out: dict[str, Tensor] = {}
+    for name, m in parts.items():
+        low = m.parametrizations.weight[0]
+        out |= {f"{name}.a": low.a.detach().clone(), f"{name}.b": low.b.detach().clone()}
+    return out
+
+
+@torch.no_grad()
+def merged(network: Any, changes: dict[str, Tensor]) -> Any:
+    """A frozen copy of a network with factors, as `factors` names them, added to its weights."""
+    model = copy.deepcopy(network)
+    for name, a in changes.items():
+        if name.endswith(".a"):
+            weight = name.removesuffix(".a")
+            model.get_parameter(weight).add_(2 * changes[f"{weight}.b"] @ a)
+    return model.eval().requires_grad_(False)
+
+
 def tune(
     network: Any,
     head: list[int],
@@ -53,10 +95,7 @@ def tune(
     """
     torch.manual_seed(seed)
     model, rng = copy.deepcopy(network).requires_grad_(False), random.Random(seed)
-    modules = [m for block in tf.Stack(model).blocks for m in block.modules()]
-    parts = [m for m in modules if getattr(m, "weight", None) is not None and m.weight.ndim == 2]
-    for m in parts:
-        parametrize.register_parametrization(m, "weight", LowRank(m.weight, rank))
+    parts = attach(model, rank).values()
     device = next(model.parameters()).device
 
     def loss(step: int) -> Tensor:

@@ -1,5 +1,4 @@
-"""Narrow ResNet-20 networks trained on Fashion-MNIST in full precision: `python -m
-layerbook.networks.resnet20 OUTDIR`.
+"""Narrow ResNet-20 networks trained on Fashion-MNIST in full precision, resnet20.
 
 Five networks that differ by their seed alone, for papers about what single blocks of a
 convolutional network bear. The architecture is that of He et al. (2016) for small images, a stem,
@@ -9,11 +8,6 @@ half their size, so that every measurement can be made on five networks.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import sys
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerbook.data import loaders
-from layerbook.networks import training
-
-NETWORK = "resnet20"  # the name of its folder and of its stage in the pipeline
+from layerbook.networks import room, training
 
 
 @dataclass(frozen=True)
@@ -185,72 +177,8 @@ def examine(net: nn.Module, x: Tensor, y: Tensor, some: int = 1000) -> dict[str,
 
 def load(folder: Path, device: torch.device | str = "cpu") -> list[ResNet20]:
     """The networks of a folder in the order of their seeds, in evaluation mode and frozen."""
-    from safetensors.torch import load_file
-
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    nets = []
-    for seed in card["held_out"]:
-        net = ResNet20(tuple(card["recipe"]["widths"]))
-        net.load_state_dict(load_file(folder / f"seed{seed}" / "model.safetensors"))
-        nets.append(net.eval().requires_grad_(False).to(device))
-    return nets
-
-
-def _one(recipe: Recipe, seed: int) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """One network on one thread: its weights, and how it does."""
-    torch.set_num_threads(1)
-    of = data(recipe)
-    net, curve = train(recipe, of, seed)
-    found = {
-        "training": examine(net, of.x, of.y),
-        "held_out": examine(net, of.held_x, of.held_y),
-        "last_losses": round(sum(curve[-50:]) / len(curve[-50:]), 4),
-    }
-    print(f"resnet20, seed {seed}: {found}", file=sys.stderr, flush=True)
-    return {k: v.numpy() for k, v in net.state_dict().items()}, found
-
-
-def make(recipe: Recipe, folder: Path, processes: int = 2) -> dict[str, Any]:
-    """Train the networks of all seeds, write them with their card into `folder`, and return the
-    card.
-
-    Each has one thread, and two of them run side by side.
-    """
-    seeds = range(recipe.seed, recipe.seed + recipe.seeds)
-    jobs = [[recipe] * len(seeds), seeds]
-    if processes == 1:
-        found = list(map(_one, *jobs))
-    else:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            found = list(pool.map(_one, *jobs))
-    models, table = {}, {}
-    for seed, (state, scores) in zip(seeds, found):
-        models[f"seed{seed}"], table[str(seed)] = build(recipe, seed), scores
-        models[f"seed{seed}"].load_state_dict(
-            {k: torch.from_numpy(np.array(v)) for k, v in state.items()}
-        )
-    worst = min(scores["held_out"]["accuracy"] for scores in table.values())
-    card = {
-        "name": "resnet20",
-        "description": "Five narrow ResNet-20 that differ by their seed alone, in full precision.",
-        "made_by": "python -m layerbook.networks.resnet20",
-        "architecture": "ResNet-20 for small images (He et al. 2016, option A), 8, 16 and 32 channels, batch norm",
-        "data": "Fashion-MNIST (MIT, prepared asset fashion-mnist), first training images, means of 2x2 pixels, mirrored at "
-                "random",
-        "seconds": "about 200 on two cores",
-        "recipe": vars(recipe),
-        "parameters": sum(p.numel() for p in models[f"seed{recipe.seed}"].parameters()),
-        "held_out": table,
-        "gate": {"least_accuracy": recipe.gate, "worst": worst, "passed": worst >= recipe.gate},
-    }  # fmt: skip
-    training.save(models, card, folder)
-    return card
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Train, save and report; exit status 1 when the quality gate is not met."""
-    return training.main("resnet20", Recipe(), make, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    card = room.card(folder)
+    widths = tuple(card["recipe"]["widths"])
+    return [
+        room.fill(ResNet20(widths), folder, f"seed{seed}").to(device) for seed in card["held_out"]
+    ]

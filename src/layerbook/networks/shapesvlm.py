@@ -1,5 +1,4 @@
-"""Small networks that answer questions about drawn scenes: `python -m layerbook.networks.shapesvlm
-OUTDIR`.
+"""Small networks that answer questions about drawn scenes, shapes-vlm.
 
 Built like LLaVA (Liu et al. 2023, "Visual Instruction Tuning"): patches of the picture are encoded,
 a projector of two layers turns each into one token of a causal decoder in LLaMA's layout, and the
@@ -9,28 +8,20 @@ many runs as there are seeds.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import random
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from layerbook.data import shapes
-from layerbook.networks import training
-
-NETWORK = "shapes-vlm"  # the name of its folder and of its stage in the pipeline
+from layerbook.networks import room, training
 
 NAME = "shapes-vlm"
-SAMPLES = {"query": "what color is the circle ? (or: what shape is the red object ?)", "choose": "is the circle red or blue ?",
-           "verify": "is the circle red ?", "place": "is the circle left or right ?"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -153,14 +144,9 @@ def build(recipe: Recipe) -> ShapesVLM:
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, ShapesVLM]:
     """The trained networks below a folder, frozen, by name. FileNotFoundError if it holds no card."""
-    from safetensors.torch import load_file
-
-    card, models = json.loads((Path(folder) / "card.json").read_text(encoding="utf-8")), {}
-    for name in card["networks"]:
-        models[name] = build(Recipe(**card["recipe"])).to(dtype)
-        models[name].load_state_dict(load_file(Path(folder) / name / "model.safetensors"))
-        models[name].requires_grad_(False)
-    return models
+    card = room.card(folder)
+    recipe, names = Recipe(**card["recipe"]), [f"seed-{seed}" for seed in card["held_out"]]
+    return {name: room.fill(build(recipe), folder, name).to(dtype) for name in names}
 
 
 CAPTION = ("caption", ":")
@@ -283,76 +269,3 @@ def by_kind(right: Tensor, found: shapes.Examples) -> dict[str, float]:
     return {
         kind: round(right[index].float().mean().item(), 4) for kind, index in rows.items() if index
     }
-
-
-class Trained(NamedTuple):
-    """One network as it comes out of its process: weights as stored, last losses, right answers on
-    held-out questions.
-    """
-
-    weights: dict[str, np.ndarray]
-    loss: float
-    right: float
-    kinds: dict[str, float]
-
-
-def one(recipe: Recipe) -> Trained:
-    """Train and examine the network of one seed, on one thread."""
-    # so small a network gains little from a second, and sums are ordered by thread
-    torch.set_num_threads(1)
-    model, curve = train(recipe, watch=100)
-    stored = model.half().float()  # as it will be read
-    found = shapes.examples(recipe.examined, recipe.seed, kinds=recipe.kinds)
-    right = accuracy(stored, found)
-    weights = {name: value.numpy() for name, value in stored.state_dict().items()}
-    loss, share = sum(curve[-50:]) / len(curve[-50:]), right.float().mean().item()
-    return Trained(weights, round(loss, 4), round(share, 4), by_kind(right, found))
-
-
-def make(recipe: Recipe, folder: Path, processes: int = 2) -> dict[str, Any]:
-    """Train and save the networks, so many side by side; returns the card. The weights do not
-    depend on `processes`.
-    """
-    recipes = [replace(recipe, seed=recipe.seed + i) for i in range(recipe.runs)]
-    if processes == 1:
-        found = [one(r) for r in recipes]
-    else:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            found = list(pool.map(one, recipes))
-    models = {f"seed-{r.seed}": build(r) for r in recipes}
-    for model, trained in zip(models.values(), found):
-        model.load_state_dict(
-            {name: torch.from_numpy(value) for name, value in trained.weights.items()}
-        )
-    worst = min(min(trained.kinds.values()) for trained in found)
-    card = {
-        "name": NAME,
-        "description": "Networks like LLaVA in the small, equal but for the seed, which answer questions about drawn scenes.",
-        "made_by": "python -m layerbook.networks.shapesvlm",
-        "architecture": "linear patch encoder with positions, MLP projector, LLaMA decoder (RMSNorm, rotary positions, gated MLP)",
-        "data": "scenes with captions and questions by layerbook.data.shapes, drawn anew at each step",
-        "seconds": "about 480 on two cores",
-        "images": f"uint8 [n, {shapes.SIDE}, {shapes.SIDE}, 3], RGB; {shapes.GRID} x {shapes.GRID} patches of {shapes.CELL} x "
-                  f"{shapes.CELL} pixels, row by row, one token each",
-        "sequence": f"<bos>, {shapes.PATCHES} patches, words of the question, {' '.join(shapes.SUFFIX)}; the answer is one word, "
-                    "read at the last of them",
-        "questions": {kind: SAMPLES[kind] for kind in recipe.kinds},
-        "networks": list(models),
-        "recipe": asdict(recipe),
-        "parameters": sum(p.numel() for p in models[f"seed-{recipe.seed}"].parameters()),
-        "final_loss_nats": {name: trained.loss for name, trained in zip(models, found)},
-        "held_out_accuracy": {name: trained.right for name, trained in zip(models, found)},
-        "held_out_accuracy_by_kind": {name: trained.kinds for name, trained in zip(models, found)},
-        "gate": {"least_accuracy_of_a_kind": recipe.gate, "worst": worst, "passed": worst >= recipe.gate},
-    }  # fmt: skip
-    training.save(models, card, folder, dtype=torch.float16)
-    return card
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Train, save and report; exit status 1 when a network misses the gate."""
-    return training.main(NAME, Recipe(), make, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

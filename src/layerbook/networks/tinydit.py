@@ -1,5 +1,4 @@
-"""Small diffusion transformers of the PixArt kind, trained on Fashion-MNIST: `python -m
-layerbook.networks.tinydit OUTDIR`.
+"""Small diffusion transformers of the PixArt kind, trained on Fashion-MNIST, tiny-dit.
 
 Networks that differ by their seed alone, for papers about what quantization does to diffusion
 transformers. They have the parts of PixArt-alpha (Chen et al. 2023) that such papers turn on: one
@@ -11,16 +10,11 @@ it shows.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import sys
-import warnings
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,10 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerbook.data import loaders
-from layerbook.networks import training
-from layerbook.networks.diffusion import STEPS, diffuse, levels, linear_noise, sample, waves
-
-NETWORK = "tiny-dit"  # the name of its folder and of its stage in the pipeline
+from layerbook.networks import room, training
+from layerbook.networks.diffusion import STEPS, diffuse, waves
 
 SIZE, PATCH = 14, 2  # pixels a side of an image, and of a token
 KINDS = (
@@ -269,115 +261,10 @@ def train(recipe: Recipe, of: Data, seed: int) -> tuple[TinyDiT, list[float]]:
     )
 
 
-@torch.no_grad()
-def examine(
-    net: TinyDiT, of: Data, images: int = 1000, samples: int = 200, bands: int = 20
-) -> dict[str, float]:
-    """Held-out loss, the same as a multiple of the best linear predictor's, and the share of guided
-    samples seen as wanted.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    flat, generator = of.x.flatten(1).double(), torch.Generator().manual_seed(0)
-    mean, cov = flat.mean(0), flat.T.cov()
-    found, dull = [], []
-    for t, x, words in zip(
-        levels(bands), of.held_x[:images].chunk(bands), of.held_words[:images].chunk(bands)
-    ):
-        noise = torch.randn(x.shape, generator=generator)
-        noisy = diffuse(x, torch.full((len(x),), t), noise)
-        found.append(F.mse_loss(net(noisy, torch.full((len(x),), t), words), noise).item())
-        dull.append(
-            F.mse_loss(
-                linear_noise(noisy.flatten(1), t, mean, cov).float(), noise.flatten(1)
-            ).item()
-        )
-    words = of.held_words[-samples:]
-    made = sample(net, words, torch.randn(len(words), 1, SIZE, SIZE, generator=generator), 20, 2.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a hundred iterations are near enough to convergence
-        judge = LogisticRegression(C=0.1, max_iter=100).fit(
-            flat[:6000].numpy(), of.words[:6000, 2].numpy()
-        )
-    seen = torch.from_numpy(judge.predict(made.clamp(-1, 1).flatten(1).double().numpy()))
-    return {"loss": round(float(np.mean(found)), 4), "over_linear": round(float(np.mean(found) / np.mean(dull)), 4),
-            "seen_as_wanted": round((seen == words[:, 2]).double().mean().item(), 4)}  # fmt: skip
-
-
 def load(folder: Path, device: torch.device | str = "cpu") -> list[TinyDiT]:
     """The networks of a folder in the order of their seeds, in float32, evaluation mode and frozen."""
-    from safetensors.torch import load_file
-
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    nets = []
-    for seed in card["held_out"]:
-        net = TinyDiT(*(card["recipe"][k] for k in ("width", "depth", "heads")))
-        net.load_state_dict(
-            {
-                k: v.float()
-                for k, v in load_file(folder / f"seed{seed}" / "model.safetensors").items()
-            }
-        )
-        nets.append(net.eval().requires_grad_(False).to(device))
-    return nets
-
-
-def _one(recipe: Recipe, seed: int) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """One network on one thread: its weights in half precision, and how it does with them."""
-    torch.set_num_threads(1)
-    of = data()
-    net, curve = train(recipe, of, seed)
-    state = {k: v.half().numpy() for k, v in net.state_dict().items()}
-    net.load_state_dict({k: torch.from_numpy(v).float() for k, v in state.items()})
-    found = examine(net, of) | {"last_losses": round(sum(curve[-50:]) / len(curve[-50:]), 4)}
-    print(f"tiny-dit, seed {seed}: {found}", file=sys.stderr, flush=True)
-    return state, found
-
-
-def make(recipe: Recipe, folder: Path, processes: int = 2) -> dict[str, Any]:
-    """Train the networks of all seeds, two at a time with a thread each, write them with their
-    card, and return the card.
-    """
-    seeds = range(recipe.seed, recipe.seed + recipe.seeds)
-    jobs = [[recipe] * len(seeds), seeds]
-    if processes == 1:
-        found = list(map(_one, *jobs))
-    else:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            found = list(pool.map(_one, *jobs))
-    models, table = {}, {}
-    for seed, (state, scores) in zip(seeds, found):
-        models[f"seed{seed}"], table[str(seed)] = build(recipe, seed), scores
-        models[f"seed{seed}"].load_state_dict(
-            {k: torch.from_numpy(np.array(v)).float() for k, v in state.items()}
-        )
-    worst = {
-        key: choose(s[key] for s in table.values())
-        for key, choose in (("over_linear", max), ("seen_as_wanted", min))
-    }
-    passed = (
-        worst["over_linear"] <= recipe.loss_gate and worst["seen_as_wanted"] >= recipe.class_gate
-    )
-    card = {
-        "name": "tiny-dit",
-        "description": "Five small text-conditional diffusion transformers that differ by their seed alone.",
-        "made_by": "python -m layerbook.networks.tinydit",
-        "architecture": "PixArt-alpha's blocks (adaLN-single, self-attention, cross-attention, MLP) on 49 tokens, noise prediction",
-        "data": "Fashion-MNIST (MIT, prepared asset fashion-mnist), means of 2x2 pixels; captions read off images and labels",
-        "seconds": "about 600 on two cores",
-        "recipe": vars(recipe),
-        "parameters": sum(p.numel() for p in models[f"seed{recipe.seed}"].parameters()),
-        "held_out": table,
-        "gate": {"most_over_linear": recipe.loss_gate, "least_seen_as_wanted": recipe.class_gate, "worst": worst, "passed": passed},
-    }  # fmt: skip
-    training.save(models, card, folder, dtype=torch.float16)
-    return card
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Train, save and report; exit status 1 when the quality gate is not met."""
-    return training.main("tiny-dit", Recipe(), make, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    card = room.card(folder)
+    sizes = [card["recipe"][k] for k in ("width", "depth", "heads")]
+    return [
+        room.fill(TinyDiT(*sizes), folder, f"seed{seed}").to(device) for seed in card["held_out"]
+    ]

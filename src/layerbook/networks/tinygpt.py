@@ -1,5 +1,4 @@
-"""A small GPT-2 (LayerNorm, GELU, biases) trained on indirect-object sentences: `python -m
-layerbook.networks.tinygpt OUTDIR`.
+"""A small GPT-2 (LayerNorm, GELU, biases) trained on indirect-object sentences, tiny-gpt2.
 
 It is the second network of the patching notebooks: small enough to patch every component by brute
 force, and built from the elements (LayerNorm, GELU) that the RMSNorm/SiLU network smollm2 lacks.
@@ -10,17 +9,13 @@ from __future__ import annotations
 
 import random
 import re
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from layerbook.networks import training
-
-NETWORK = "tiny-gpt2"  # the name of its folder and of its stage in the pipeline
 
 # One template is one family of prompts. {a}, {b}: the two names in order of appearance; {s}: the
 # one named again (the giver). The sentence breaks off before the indirect object, which is the
@@ -150,60 +145,6 @@ def train(recipe: Recipe) -> tuple[Any, list[float]]:
         curve.append(answer.item())
         return answer + recipe.sentence_weight * nats.sum() / (wanted != IGNORED).sum()
 
-    training.fit(
-        model, loss_of, training.Schedule(recipe.steps, recipe.learning_rate, recipe.weight_decay)
-    )
+    schedule = training.Schedule(recipe.steps, recipe.learning_rate, recipe.weight_decay)
+    training.fit(model, loss_of, schedule, bar="tiny-gpt2")
     return model, curve
-
-
-@torch.no_grad()
-def accuracy(model: Any, recipe: Recipe, n: int = 100) -> list[float]:
-    """Share of correct answers on held-out name pairs, one value per template, `n` sentences each."""
-    ids, rng, (_, held_out) = vocabulary(), random.Random(recipe.seed + 1), name_pairs(recipe.seed)
-    batches = [torch.stack([draw(rng, held_out, t, ids) for _ in range(n)]) for t in TEMPLATES]
-    return [
-        (model(input_ids=b[:, :-1]).logits[:, -1].argmax(-1) == b[:, -1]).float().mean().item()
-        for b in batches
-    ]
-
-
-def save(model: Any, curve: list[float], recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Write network, word-level tokenizer and card into `folder`; returns the card."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token=UNKNOWN, pad_token=UNKNOWN
-    )
-    scores = accuracy(model, recipe)
-    card = {
-        "name": "tiny-gpt2",
-        "description": "A GPT-2 of 6 layers and width 128 that names the indirect object of synthetic sentences; "
-        "trained here from nothing.",
-        "made_by": "python -m layerbook.networks.tinygpt",
-        "architecture": "GPT-2: LayerNorm, GELU (tanh form), biases, learned positions, tied embeddings",
-        "task": "name the indirect object of synthetic sentences; word-level vocabulary",
-        "recipe": vars(recipe),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "final_answer_loss_nats": round(sum(curve[-50:]) / len(curve[-50:]), 4),
-        "held_out_pair_accuracy": {t: round(s, 4) for t, s in zip(TEMPLATES, scores, strict=True)},
-        "gate": {"least_accuracy": recipe.gate, "passed": min(scores) >= recipe.gate},
-    }
-    training.save({"": model}, card, folder, tokenizer)
-    return card
-
-
-def make(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Train the network and write it into `folder`; returns the card."""
-    return save(*train(recipe), recipe, folder)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Train, save and report; exit status 1 when the quality gate is not met."""
-    return training.main("tiny-gpt2", Recipe(), make, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

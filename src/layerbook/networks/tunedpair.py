@@ -1,5 +1,4 @@
-"""Base networks and their instruction-tuned descendants: `python -m layerbook.networks.tunedpair
-OUTDIR`.
+"""Base networks and their instruction-tuned descendants, tuned-pair.
 
 For each of several seeds three networks with the layout of LLaMA: `base`, trained on plain text;
 `tuned`, which goes on from it with instructions, the loss on answers alone; and `control`, which
@@ -10,12 +9,8 @@ Vocabulary: whole words, listed in card.json.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import random
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerbook.data import loaders
+from layerbook import paths
 from layerbook.data.instructions import (
-    BOS,
     LONGEST,
-    PAD,
     STOP,
     TASKS,
     WIDEST,
@@ -36,9 +29,7 @@ from layerbook.data.instructions import (
     World,
     roles,
 )
-from layerbook.networks import training
-
-NETWORK = "tuned-pair"  # the name of its folder and of its stage in the pipeline
+from layerbook.networks import room, training
 
 KINDS = ("base", "tuned", "control")
 IGNORED = -100  # label of tokens without loss
@@ -209,97 +200,12 @@ def examine(models: Mapping[str, Any], world: World, seed: int, n: int) -> dict[
 
 def load(folder: Path | None = None) -> tuple[list[int], dict[str, list[Any]]]:
     """The shipped networks in single precision: seeds, and kind -> one network for each seed."""
-    from layerbook import paths
-
     folder = paths.MODELS / "tuned-pair" if folder is None else Path(folder)
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    from transformers import LlamaForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    seeds = [int(s) for s in card["held_out"]]
+    seeds = [int(seed) for seed in room.card(folder)["held_out"]]
 
     def get(seed: int, kind: str) -> Any:
-        where = folder / f"seed{seed}-{kind}"
-        return (
-            LlamaForCausalLM.from_pretrained(
-                where, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
-            )
-            .eval()
-            .requires_grad_(False)
+        return room.transformers_model(
+            "LlamaForCausalLM", folder, f"seed{seed}-{kind}", attn_implementation="eager"
         )
 
     return seeds, {kind: [get(seed, kind) for seed in seeds] for kind in KINDS}
-
-
-def _one(recipe: Recipe, seed: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
-    """One seed on one thread: weights of its networks, their examination, and their last losses."""
-    torch.set_num_threads(1)
-    world = World(loaders.bible())
-    trio, curves = train(recipe, world, seed)
-    found = examine(trio, world, seed, recipe.examined)
-    print(f"tuned-pair, seed {seed}: {found}", file=sys.stderr, flush=True)
-    states = {
-        name: {k: v.numpy() for k, v in model.state_dict().items()} for name, model in trio.items()
-    }
-    return (
-        states,
-        found,
-        {name: round(sum(c[-50:]) / len(c[-50:]), 4) for name, c in curves.items()},
-    )
-
-
-def make(recipe: Recipe, folder: Path, processes: int = 2) -> dict[str, Any]:
-    """Train the networks of all seeds, write them with their card into `folder`, and return the
-    card.
-
-    Such small networks gain little from a second thread; so each seed has one thread, and two seeds
-    run side by side.
-    """
-    world, seeds = World(loaders.bible()), range(recipe.seed, recipe.seed + recipe.seeds)
-    jobs = [[recipe] * len(seeds), seeds]
-    if processes == 1:
-        found = dict(zip(seeds, map(_one, *jobs)))
-    else:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            found = dict(zip(seeds, pool.map(_one, *jobs)))
-    models, table, last = {}, {}, {}
-    for seed, (states, table[str(seed)], last[str(seed)]) in found.items():
-        for name, state in states.items():
-            models[f"seed{seed}-{name}"] = model = build(recipe, seed, len(world.words))
-            model.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
-    worst = {
-        "tuned": min(t["tuned"]["right"] for t in table.values()),
-        "base": max(t["base"]["right"] for t in table.values()),
-    }
-    card = {
-        "name": "tuned-pair",
-        "description": "Per seed a small base network, its instruction-tuned descendant, and one trained on for equally many steps "
-                       "on plain text.",
-        "made_by": "python -m layerbook.networks.tunedpair",
-        "architecture": "LLaMA: RMSNorm, rotary positions, grouped keys and values, SwiGLU, tied embeddings, no biases",
-        "data": "short clauses of the World English Bible (public domain, prepared asset web-bible), templated sentences, and "
-                "synthetic instructions among distractors",
-        "seconds": "about 500 on two cores",
-        "recipe": vars(recipe),
-        "parameters": sum(p.numel() for p in models[f"seed{recipe.seed}-base"].parameters()),
-        "final_loss_nats": last,
-        "held_out": table,
-        "gate": {"least_tuned": recipe.gate, "most_base": recipe.chance, "worst": worst,
-                 "passed": worst["tuned"] >= recipe.gate and worst["base"] <= recipe.chance},
-        "vocabulary": list(world.words),
-    }  # fmt: skip
-    training.save(models, card, folder, dtype=torch.float16)
-    return card
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Train, save and report; exit status 1 when the quality gate is not met."""
-    return training.main("tuned-pair", Recipe(), make, argv)
-
-
-__all__ = ["BOS", "KINDS", "PAD", "Recipe", "build", "examine", "examples", "fit", "load", "main", "make", "plain_rows", "respond",
-           "right", "train", "tuning_rows"]  # fmt: skip
-
-if __name__ == "__main__":
-    sys.exit(main())

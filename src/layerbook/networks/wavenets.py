@@ -1,5 +1,4 @@
-"""Surrogates of a wave solver, alike but for their convolutions: `python -m
-layerbook.networks.wavenets OUTDIR`.
+"""Surrogates of a wave solver, alike but for their convolutions, wave-nets.
 
 A network reads four numbers, the centre, width and amplitude of a bump, and returns the space-time
 field that the finite-element solver finds in a zone of interest. Every seed has training and test
@@ -10,24 +9,17 @@ networks side by side are faster than one on two threads.
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from layerbook.data import wavefem
-from layerbook.networks import separable, training
-
-NETWORK = "wave-nets"  # the name of its folder and of its stage in the pipeline
+from layerbook.networks import room, separable, training
 
 # centre x and y, width, amplitude
 LOW, HIGH = (
@@ -91,7 +83,6 @@ class Recipe:
     batch: int = 16
     learning_rate: float = 2e-2
     gate: float = 0.35  # greatest relative test error allowed to any ordinary network
-    workers: int = 2  # processes; 0 trains in this one
 
 
 # --- data ---
@@ -276,91 +267,12 @@ def relative(found: Tensor, wanted: Tensor) -> Tensor:
 # --- the networks of record ---
 
 
-def _job(task: tuple[Recipe, str, int, np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
-    """Train one network on one thread; arrays in and out, which any process can hand to any other."""
-    recipe, name, seed, *pair = task
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    model = train(recipe, ARMS[name], seed, tuple(torch.from_numpy(x) for x in pair))
-    torch.set_num_threads(before)
-    return {k: v.numpy() for k, v in model.state_dict().items()}
-
-
-def train_all(recipe: Recipe, pairs: Mapping[int, Pair]) -> dict[str, list[Decoder]]:
-    """Every arm for every seed: arm -> networks in the order of `pairs`, seed -> training data."""
-    tasks = [
-        (recipe, name, seed, p.numpy(), u.numpy())
-        for name in ARMS
-        for seed, (p, u) in pairs.items()
-    ]
-    if recipe.workers:
-        with ProcessPoolExecutor(recipe.workers, mp_context=get_context("spawn")) as pool:
-            states = list(pool.map(_job, tasks))
-    else:
-        states = [_job(task) for task in tasks]
-    models: dict[str, list[Decoder]] = {name: [] for name in ARMS}
-    for (_, name, seed, *_), state in zip(tasks, states):
-        model = build(recipe, ARMS[name], seed)
-        model.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in state.items()})
-        models[name].append(model.eval().requires_grad_(False))
-    return models
-
-
-def make(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Train all networks and write one file for each arm below `folder`; returns the card."""
-    seeds = range(recipe.seed, recipe.seed + recipe.seeds)
-    sets = {seed: data(recipe, seed, ("train", "test")) for seed in seeds}
-    models = train_all(recipe, {seed: parts["train"] for seed, parts in sets.items()})
-    table = {name: [round(errors(m, sets[s]["test"]).mean().item(), 4) for m, s in zip(nets, seeds)]
-             for name, nets in models.items()}  # fmt: skip
-    arms = {
-        name: vars(ARMS[name]) | dict(zip(("filter_weights", "parameters"), counts(nets[0])))
-        for name, nets in models.items()
-    }
-    card = {
-        "name": "wave-nets",
-        "description": "Surrogates of a wave solver with ordinary and with separated convolutions, thin, grouped and crippled "
-                       "ones, trained here.",
-        "made_by": "python -m layerbook.networks.wavenets",
-        "architecture": "linear layer, three 3-D convolutions with SiLU and upsampling, pointwise read-out to sub-positions",
-        "data": "layerbook.data.wavefem (linear triangles, Newmark), drawn anew for each seed",
-        "seconds": "about 450 on two cores",
-        "recipe": vars(recipe),
-        "arms": arms,
-        "test_error": table,
-        "gate": {"most_error": recipe.gate, "worst": max(table["dense"]), "passed": max(table["dense"]) <= recipe.gate},
-    }  # fmt: skip
-    training.save(
-        {name: nn.ModuleList(nets) for name, nets in models.items()},
-        card,
-        folder,
-        dtype=torch.float16,
-    )
-    return card
-
-
 def load(folder: Path) -> tuple[Recipe, dict[str, list[Decoder]]]:
     """The stored networks and their recipe: arm -> one frozen network for each seed."""
-    from safetensors.torch import load_file
-
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    recipe = Recipe(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in card["recipe"].items()}
-    )
-    models = {}
-    for name, arm in ARMS.items():
-        nets = nn.ModuleList(build(recipe, arm, 0) for _ in range(recipe.seeds))
-        nets.load_state_dict(
-            {k: v.float() for k, v in load_file(folder / name / "model.safetensors").items()}
-        )
-        models[name] = list(nets.eval().requires_grad_(False))
+    stored = room.card(folder)["recipe"]
+    recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+    models = {
+        name: [room.fill(build(recipe, arm, 0), folder, name, f"{k}.") for k in range(recipe.seeds)]
+        for name, arm in ARMS.items()
+    }
     return recipe, models
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Train, save and report; exit status 1 when the quality gate is not met."""
-    return training.main("wave-nets", Recipe(), make, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -150,7 +150,6 @@ class Run:
         self._gates: dict[str, list[float]] = {}
         self._findings: list[dict[str, Any]] = []
         self._profiles: list[dict[str, Any]] = []
-        self._inputs: dict[str, str] = {}
         self.reseed(self.seed)
         # What an earlier run in this kernel switched: its notebook may have turned gradients off.
         torch.set_grad_enabled(True)
@@ -186,7 +185,6 @@ class Run:
             )
         for folder in (paths.PREPARED / name, paths.MODELS / name):
             if folder.is_dir():
-                self._inputs[name] = str(folder.relative_to(paths.ROOT))
                 return folder
         raise FileNotFoundError(
             f"{name} is not prepared: run 'make data' (fetches what is missing, then prepares it)"
@@ -318,7 +316,6 @@ class Run:
             **memory,
             "code": str(layerbook.code_that_runs()),
             "parameters": self.params,
-            "used": dict(sorted(self._inputs.items())),
             "measured": self._measured,
             "units": self._units,
             "gates": self._gates,

@@ -1,8 +1,8 @@
 """Render the book's pages from cards, records and executed notebooks, and build it.
 
-    python -m layerbook.pages.build          render: book/papers, book/_generated, book/_toc.yml,
+    layerbook render    render: book/papers, book/_generated, book/_toc.yml,
                                              results/metrics.json and results/overview.svg
-    python -m layerbook.pages.build build    the same, then HTML in book/_build/html, each page
+    layerbook build     the same, then HTML in book/_build/html, each page
                                              checked
 
 Rendering reads the working tree alone (no clock, no git, no network): the same records give the
@@ -22,11 +22,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from layerbook import paths, terminal
-from layerbook.claims import cards
+from layerbook import paths
 from layerbook.pages import lists, paper_page
 from layerbook.pages.papers import BookError, load
-from layerbook.pipeline import advice
 
 
 def render(root: Path = paths.ROOT) -> list[Path]:
@@ -145,34 +143,3 @@ def check_build(root: Path, html: Path) -> None:
             missing.append(page.name)
     if missing:
         raise BookError(f"pages missing or incomplete after the build: {', '.join(missing)}")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line: nothing renders, `build` renders and builds, `build --force` builds from
-    nothing.
-    """
-    terminal.lenient()
-    given = sys.argv[1:] if arguments is None else arguments
-    if given and given[0] != "build":
-        print("usage: python -m layerbook.pages.build [build [--force]]", file=sys.stderr)
-        return 2
-    try:
-        if given:
-            html = build_book(force="--force" in given)
-            print(f"{len(list(html.rglob('*.html')))} pages; open {html / 'index.html'}")
-        else:
-            print(f"{len(render())} files rendered")
-        if line := cards.left_out():
-            print(line)
-    except Exception as error:  # noqa: BLE001 - what no damaged file explains is raised again
-        if not (told := advice.explain(error)):
-            raise
-        print(f"error: {told}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    from layerbook import endings
-
-    raise SystemExit(endings.command("python -m layerbook.pages.build", main, advice.explain))

@@ -24,7 +24,10 @@ BUSY = (
 )
 # Exceptions whose messages say all; by name, so that a stage which imports this module does not
 # come to depend on theirs.
-OWN = ("CardError", "RunError", "AssetError", "FileFault", "BookError", "ScoreError", "SourceError")
+OWN = (
+    "CardError", "RunError", "AssetError", "FileFault", "BookError", "ScoreError", "SourceError",
+    "InputError", "MakingError", "NetworkError",
+)  # fmt: skip
 
 
 def _data_dvc(file: Path) -> None:
@@ -179,7 +182,7 @@ def remake(name: str, root: Path | None = None) -> str:
             return f"decide again: layerbook decide {slug}"
         return f"run the paper again ({run_time(slug, parts[1], root)}): make rerun PAPER={slug} TIER={parts[1]}"
     if parts[0] == "results":
-        return "render it again: python -m layerbook.pages.build"
+        return "render it again: layerbook render"
     if parts[:2] == ("build", "prepared") and len(parts) > 2:
         return f"prepare it again: rm -rf build/prepared/{parts[2]} && layerbook data"
     if parts[0] == "data":

@@ -19,6 +19,7 @@ from layerbook.claims import cards
 from layerbook.pipeline import method
 
 PACKAGE = "layerbook"
+RECIPES = "layerbook.networks.recipes"  # whose modules make the networks trained here
 LOADERS = "layerbook.data.loaders"  # whose functions read the prepared assets
 
 
@@ -201,29 +202,30 @@ def substrates(slug: str) -> list[Path]:
 
 @lru_cache(maxsize=512)
 def _declared(code: str) -> str | None:
+    """The name that a source gives to the network it makes: NETWORK = making.Network(name="...")."""
     for node in method.parsed(code).body:
-        if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == [
-            "NETWORK"
-        ]:
-            return ast.literal_eval(node.value)
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if [getattr(t, "id", "") for t in targets] == ["NETWORK"]:
+            call = node.value if isinstance(node.value, ast.Call) else None
+            for keyword in call.keywords if call else []:
+                if keyword.arg == "name":
+                    return ast.literal_eval(keyword.value)
     return None
 
 
 def trained() -> dict[str, str]:
-    """Trained small networks: name -> the module whose `main` trains it and which says `NETWORK =
-    "<name>"`.
-    """
-    found: dict[str, str] = {}
-    for file in sorted((_home() / PACKAGE).rglob("*.py")):
+    """Trained small networks: name -> the module that tells how it is made."""
+    out: dict[str, str] = {}
+    for file in sorted((_home() / Path(*RECIPES.split("."))).glob("*.py")):
         code = file.read_text(encoding="utf-8")
         name = _declared(code) if "NETWORK = " in code else None
-        if name in found:
+        if name in out:
             raise ValueError(
-                f"{module_name(file)} and {found[name]} both declare the network {name}: rename one of them"
+                f"{module_name(file)} and {out[name]} both declare the network {name}: rename one of them"
             )
         if name:
-            found[name] = module_name(file)
-    return dict(sorted(found.items()))
+            out[name] = module_name(file)
+    return dict(sorted(out.items()))
 
 
 @lru_cache(maxsize=64)

@@ -1,6 +1,6 @@
 """Digests of what a result depends on, blind to what cannot change it: comments, layout, wording.
 
-    python -m layerbook.pipeline.digests
+    layerbook digests
 
 writes build/digests/<stage>.json; it is a stage of the pipeline.
 
@@ -16,7 +16,6 @@ import ast
 import fnmatch
 import hashlib
 import json
-import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -280,8 +279,3 @@ def write() -> list[Path]:
     for old in set(folder.glob("*.json")) - set(out):
         old.unlink()
     return sorted(out)
-
-
-if __name__ == "__main__":
-    print(f"{len(write())} digests in {FOLDER}")
-    sys.exit(0)

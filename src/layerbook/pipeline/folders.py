@@ -5,13 +5,12 @@ Kernels put sockets into Jupyter's runtime folder, IPython and matplotlib keep t
 A daemon's user, a container and a batch job often have no home to write to. `settle` names a folder
 under the temporary one instead, in the
 variables that those libraries read. A script that starts kernels by itself takes over the same:
-`eval "$(python -m layerbook.pipeline.folders)"`.
+`eval "$(layerbook folders)"`.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
 import stat
 import tempfile
 from collections.abc import MutableMapping
@@ -77,8 +76,3 @@ def settle(environment: MutableMapping[str, str] = os.environ) -> dict[str, str]
         os.makedirs(folder, mode=0o700, exist_ok=True)
     environment.update(chosen)
     return chosen
-
-
-if __name__ == "__main__":
-    for name, folder in settle().items():
-        print(f"export {name}={shlex.quote(folder)}")

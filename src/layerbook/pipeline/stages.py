@@ -50,15 +50,15 @@ def stages() -> dict[str, Any]:
         raw = [] if name == prepare.PHOTOS else [f"data/{name}"]
         out[f"prepare-{name}"] = {
             "desc": f"raw asset {name} into the form that notebooks read",
-            "cmd": f"python -m layerbook.data.prepare {name}",
+            "cmd": f"python -m layerbook prepare {name}",
             "deps": sorted([*raw, digest(f"prepare-{name}")]),
             "outs": [{f"build/prepared/{name}": {"cache": False}}],
         }
-    for name, module in deps.trained().items():
+    for name in deps.trained():
         folder = f"results/models/{name}"
         out[f"train-{name}"] = {
             "desc": f"train the small network {name}",
-            "cmd": f"python -m {module} {folder}",
+            "cmd": f"python -m layerbook train {name}",
             "deps": sorted(
                 [
                     digest(f"train-{name}"),
@@ -81,7 +81,7 @@ def of_digests() -> dict[str, Any]:
     listed = ["notebooks", "src/layerbook", "bench", "requirements.lock"]
     return {
         "desc": "digests of notebooks, cards and modules, blind to comments and wording",
-        "cmd": "python -m layerbook.pipeline.digests",
+        "cmd": "python -m layerbook digests",
         "deps": [name for name in sorted(listed) if (paths.ROOT / name).exists()],
         "outs": [{digest(name): {"cache": False, "persist": True}} for name in sorted(names)],
     }
@@ -144,7 +144,7 @@ def of_report() -> dict[str, Any]:
     made = ("book/papers", "book/_generated", "book/_toc.yml", "results/overview.svg")
     return {
         "desc": "executed notebooks, records and verdicts into pages, tables and metrics",
-        "cmd": "python -m layerbook.pages.build",
+        "cmd": "python -m layerbook render",
         "deps": sorted(
             [
                 *_modules("layerbook.pages.build"),
@@ -167,13 +167,13 @@ def of_comparison(slugs: list[str]) -> dict[str, Any]:
     return {
         "collect-layer-scores": {
             "desc": "the quantization papers' layer scores, out of their records",
-            "cmd": f"python -m layerbook.families.scores {scores.FILE}",
+            "cmd": "python -m layerbook collect",
             "deps": sorted([*_modules("layerbook.families.scores"), *records]),
             "outs": [{scores.FILE: kept}],
         },
         "compare-quantization": {
             "desc": "the quantization papers' layer scores and recipes on one model",
-            "cmd": "python -m layerbook.families.comparison results/comparison",
+            "cmd": "python -m layerbook compare",
             "deps": sorted([digest("compare-quantization"), *inputs]),
             "outs": [{COMPARISON: dict(kept)}],
         },

@@ -26,6 +26,7 @@ AREAS = {
     "DATA": set(),  # pinned by data.dvc, which is shared ground
     "PREPARED": set(),
 }
+CLI, COMMANDS = "layerbook.cli", "layerbook.commands"
 WHOLE = "*"  # a test that walks through the checkout reads all of it
 
 
@@ -105,6 +106,37 @@ def _names(code: str) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(n for n in ours if deps.module_file(n)), frozenset(others)
 
 
+@lru_cache(maxsize=256)
+def _words(code: str) -> frozenset[str]:
+    """Words in the strings of a source, among them the commands that it starts."""
+    texts = (
+        node.value
+        for node in ast.walk(method.parsed(code))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    return frozenset(word for text in texts for word in re.findall(r"[a-z]+", text))
+
+
+def _of_commands(words: Iterable[str]) -> set[str]:
+    """Modules that the commands of these names import inside the functions that carry them out."""
+    file, out = deps.module_file(COMMANDS), set()
+    for node in method.parsed(file.read_text(encoding="utf-8")).body if file else []:
+        if isinstance(node, ast.FunctionDef) and node.name in {*words}:
+            out |= deps.imported(ast.unparse(node))
+    return out
+
+
+def _closure(names: set[str], words: Iterable[str]) -> list[Path]:
+    """Files of modules and of all that they import; of the command line, what its commands among
+    `words` import.
+    """
+    bare = lambda name: name == COMMANDS  # noqa: E731
+    if CLI in deps.modules(names, bare):
+        names = names | _of_commands(words)
+        return [*deps.closure(names, bare), deps.module_file(COMMANDS)]
+    return deps.closure(names, bare)
+
+
 def _helpers(names: Iterable[str]) -> list[Path]:
     """Files of tests/ and bench/ that go by these names of modules."""
     files = [
@@ -119,7 +151,7 @@ def _helpers(names: Iterable[str]) -> list[Path]:
 def of_test(file: Path) -> tuple[set[str], frozenset[str]]:
     """Files that a test file stands on, and the areas of the checkout that it reads."""
     conftest = paths.ROOT / "tests" / "conftest.py"
-    todo, seen, ours, areas = [file, conftest], set(), set(), set()
+    todo, seen, ours, areas, words = [file, conftest], set(), set(), set(), set()
     while todo:
         source = todo.pop()
         if source in seen or not source.is_file():
@@ -128,10 +160,11 @@ def of_test(file: Path) -> tuple[set[str], frozenset[str]]:
         code = source.read_text(encoding="utf-8")
         imports, others = _names(code)
         ours |= imports
+        words |= _words(code)
         todo += _helpers(others)
         if source != conftest:  # its ROOT is where it finds the code, which imports tell
             areas |= _areas(code)
-    return _inside(deps.closure(ours)) | _inside(seen), frozenset(areas)
+    return _inside(_closure(ours, words)) | _inside(seen), frozenset(areas)
 
 
 def test_files() -> list[str]:
