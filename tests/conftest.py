@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import shapecheck  # before any room that it checks is imported
 
 from bench import toy  # noqa: F401 - bound before any root is patched
 from layerbook import paths  # noqa: F401 - bound before any root is patched
@@ -97,6 +98,13 @@ def shell() -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Shapes are not checked, as in a run: what a function itself refuses is seen."""
+    with shapecheck.off():
+        yield
 
 
 @pytest.fixture

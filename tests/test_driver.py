@@ -21,6 +21,7 @@ from layerbook.claims import cards
 from layerbook.pipeline import (
     driver,
     kernels,
+    machine,
     progress,
     record,
     runner,
@@ -199,7 +200,7 @@ def test_longest_first_and_no_more_memory_than_there_is(house, monkeypatch):
         return driver.Done(job, 0.3)
 
     monkeypatch.setattr(driver, "_one", pretend)
-    monkeypatch.setattr(driver, "free_memory_mb", lambda: 1400.0)
+    monkeypatch.setattr(machine, "free_memory_mb", lambda: 1400.0)
     done = driver.execute(jobs, 4, False, progress.Display({j.slug: j.seconds for j in jobs}, 4))
     assert len(done) == 4 and max(most) == 3000  # the one that needs more than there is runs alone
     assert sorted(set(most)) == [600, 1200, 3000]

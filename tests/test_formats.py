@@ -237,7 +237,7 @@ def test_rotations_and_scales_change_no_output():
     torch.testing.assert_close(q.smooth(x.abs().amax(0), w, 1.0), x.abs().amax(0))
 
 
-def test_what_cannot_be_rotated_or_scaled_is_refused():
+def test_what_cannot_be_rotated_or_scaled_is_refused(unchecked):
     for n in (0, 3, 7, 30, 6):
         with pytest.raises(ValueError, match="Hadamard"):
             q.hadamard(n)

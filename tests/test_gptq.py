@@ -112,7 +112,7 @@ def test_scale_of_h_format_of_w_and_rows():
     assert gptq.solve(normal(1, 1), torch.ones(1, 1), 8).shape == (1, 1)
 
 
-def test_what_cannot_be_solved_is_refused():
+def test_what_cannot_be_solved_is_refused(unchecked):
     w, h = torch.ones(2, 64), torch.eye(64)
     for bad, words in (
         ((w, h, 4, 48), "groups of 48"),

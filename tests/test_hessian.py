@@ -230,7 +230,7 @@ def test_same_seed_same_numbers():
     assert all(p.grad is None for p in model.parameters())  # nothing is left behind
 
 
-def test_training_mode_and_other_mistakes_are_refused():
+def test_training_mode_and_other_mistakes_are_refused(unchecked):
     model, loss = net()
     model.train()
     mean = model[1].running_mean.clone()

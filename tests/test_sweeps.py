@@ -11,7 +11,7 @@ import pytest
 from layerbook.quantize import sweeps
 
 
-def test_orders():
+def test_orders(unchecked):
     scores = [3.0, 1.0, 2.0, 1.0]
     # ties by depth
     assert sweeps.order(scores) == [1, 3, 2, 0] and sweeps.order(scores, descending=True) == [

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 Loss = Callable[[], Tensor] | Sequence[Callable[[], Tensor]]
@@ -44,7 +45,7 @@ def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     return float(sum((x * y).sum(dtype=torch.float64) for x, y in zip(a, b)))
 
 
-def _nodes(loss: Tensor) -> Iterator[object]:
+def _nodes(loss: Float[Tensor, ""]) -> Iterator[object]:
     todo, seen = [loss.grad_fn], set()
     while todo:
         node = todo.pop()
@@ -54,7 +55,9 @@ def _nodes(loss: Tensor) -> Iterator[object]:
             todo += [n for n, _ in node.next_functions]
 
 
-def _gradients(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor | None]:
+def _gradients(
+    loss: Float[Tensor, ""], params: Sequence[Float[Tensor, "..."]]
+) -> list[Float[Tensor, "..."] | None]:
     if loss.numel() != 1 or not torch.isfinite(loss).all():
         raise ValueError(f"loss must be one finite number, not {loss.detach()}")
     if not loss.requires_grad:
@@ -90,7 +93,11 @@ def _product(
     return [torch.zeros_like(p) if h is None else h.detach() for h, p in zip(found, params)]
 
 
-def hvp(loss: Tensor, params: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor]:
+def hvp(
+    loss: Float[Tensor, ""],
+    params: Sequence[Float[Tensor, "..."]],
+    v: Sequence[Float[Tensor, "..."]],
+) -> list[Float[Tensor, "..."]]:
     """H v of a `loss` computed with gradients, for `v` in the shapes of params (Pearlmutter 1994).
     ValueError as above.
     """
@@ -145,7 +152,7 @@ class _Hessian:
 
 def top_eigenvalue(
     loss_fn: Loss,
-    params: Sequence[Tensor],
+    params: Sequence[Float[Tensor, "..."]],
     iterations: int = 100,
     seed: int = 0,
     tolerance: float | None = None,
@@ -226,7 +233,9 @@ def _lanczos(product: _Hessian, v: list[Tensor], iterations: int, tolerance: flo
     return Top(value, found, residual, len(diagonal))
 
 
-def trace(loss_fn: Loss, params: Sequence[Tensor], samples: int = 100, seed: int = 0) -> Trace:
+def trace(
+    loss_fn: Loss, params: Sequence[Float[Tensor, "..."]], samples: int = 100, seed: int = 0
+) -> Trace:
     """Trace of the Hessian: the mean of v^T H v over random signs v (Hutchinson 1989; HAWQ-V2).
     ValueError as above.
 
@@ -245,7 +254,9 @@ def trace(loss_fn: Loss, params: Sequence[Tensor], samples: int = 100, seed: int
     return Trace(mean, (spread / samples) ** 0.5 if samples > 1 else float("nan"), found)
 
 
-def dense(loss_fn: Loss, params: Sequence[Tensor], most: int = 4096) -> Tensor:
+def dense(
+    loss_fn: Loss, params: Sequence[Float[Tensor, "..."]], most: int = 4096
+) -> Float64[Tensor, "n n"]:
     """The Hessian [n, n] of the block, float64, one product a column: for tests and small blocks of
     at most `most` numbers.
 

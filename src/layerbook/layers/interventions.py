@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -23,19 +24,19 @@ Positions = None | int | slice | Sequence[int] | Tensor
 PARTS = ("layer", "attn", "mlp")
 
 
-def first(out: Any) -> Tensor:
+def first(out: Any) -> Float[Tensor, "batch positions d"]:
     """The hidden states in a module's output, which is a tensor or a tuple that begins with it."""
     return out[0] if isinstance(out, tuple) else out
 
 
-def like(out: Any, h: Tensor) -> Any:
+def like(out: Any, h: Float[Tensor, "batch positions d"]) -> Any:
     """Output `out` with h in the place of its hidden states."""
     return (h, *out[1:]) if isinstance(out, tuple) else h
 
 
 def by_name(
     module: nn.Module, args: tuple, kwargs: Mapping[str, Any]
-) -> tuple[Tensor, dict[str, Any]]:
+) -> tuple[Float[Tensor, "batch positions d"], dict[str, Any]]:
     """The hidden states and, by name, all other arguments with which a block or an attention is
     called.
     """
@@ -43,7 +44,7 @@ def by_name(
     return named.pop("hidden_states"), named
 
 
-def indices(positions: Any, h: Tensor) -> Tensor:
+def indices(positions: Any, h: Float[Tensor, "batch positions d"]) -> Tensor:
     """Positions in states h [batch, positions, d] as a tensor: booleans as they are, indices
     counted from the front.
 
@@ -57,7 +58,9 @@ def indices(positions: Any, h: Tensor) -> Tensor:
     return given.long() % length
 
 
-def chosen(positions: Positions, h: Tensor) -> Tensor:
+def chosen(
+    positions: Positions, h: Float[Tensor, "batch positions d"]
+) -> Bool[Tensor, "#batch positions"]:
     """Positions in states h [batch, positions, d] as booleans [1 or batch, positions]; ValueError
     if they do not fit.
 
@@ -140,7 +143,12 @@ def skip(
         yield
 
 
-def _cut(module: Any, h: Tensor, named: Mapping[str, Any], cut: Tensor) -> Tensor:
+def _cut(
+    module: Any,
+    h: Float[Tensor, "batch positions d"],
+    named: Mapping[str, Any],
+    cut: Bool[Tensor, "#batch 1 queries keys"],
+) -> Tensor:
     """The mask of an attention call on states h without the pairs `cut` [1 or batch, 1, queries,
     keys].
     """

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from layerbook.layers.interventions import (
@@ -177,7 +178,9 @@ class Stack:
         return module.register_forward_hook(leaving)
 
 
-def _select(h: Tensor, positions: Positions) -> Tensor:
+def _select(
+    h: Float[Tensor, "batch positions d"], positions: Positions
+) -> Float[Tensor, "batch k d"]:
     """The states [batch, k, d] at k positions; ValueError for a mask, which may choose a different
     number per prompt.
     """
@@ -215,7 +218,12 @@ def watch(
         yield seen
 
 
-def _run(net: Stack, ids: Tensor, mask: Tensor | None, inputs: Mapping[str, Any]) -> None:
+def _run(
+    net: Stack,
+    ids: Int[Tensor, "batch positions"],
+    mask: Shaped[Tensor, "batch positions"] | None,
+    inputs: Mapping[str, Any],
+) -> None:
     """One forward pass without cache and, since it is of no use here, without the head."""
     base = getattr(net.model, "base_model", net.model)
     base(input_ids=ids, attention_mask=mask, use_cache=False, **inputs)
@@ -224,12 +232,12 @@ def _run(net: Stack, ids: Tensor, mask: Tensor | None, inputs: Mapping[str, Any]
 @torch.no_grad()
 def capture(
     net: Stack,
-    ids: Tensor,
+    ids: Int[Tensor, "batch positions"],
     sites: Sequence[str] = SITES,
-    mask: Tensor | None = None,
+    mask: Shaped[Tensor, "batch positions"] | None = None,
     positions: Positions = None,
     **inputs: Any,
-) -> dict[str, Tensor]:
+) -> dict[str, Float[Tensor, "layers batch _ d"]]:
     """Record sites in one forward pass of token ids [batch, positions].
 
     mask: 1 for tokens, 0 for padding [batch, positions]. positions: where to record; no mask of
@@ -244,7 +252,12 @@ def capture(
 
 
 @torch.no_grad()
-def entries(net: Stack, ids: Tensor, mask: Tensor | None = None, **inputs: Any) -> list[Call]:
+def entries(
+    net: Stack,
+    ids: Int[Tensor, "batch positions"],
+    mask: Shaped[Tensor, "batch positions"] | None = None,
+    **inputs: Any,
+) -> list[Call]:
     """What each block is called with in a forward pass: hidden states [batch, positions, d] and
     keyword arguments.
     """
@@ -270,8 +283,12 @@ def _copies(value: Any, batch: int, times: int) -> Any:
 
 
 def resume(
-    net: Stack, h: Tensor, calls: Sequence[Call], start: int, stop: int | None = None
-) -> Tensor:
+    net: Stack,
+    h: Float[Tensor, "batch positions d"],
+    calls: Sequence[Call],
+    start: int,
+    stop: int | None = None,
+) -> Float[Tensor, "batch positions d"]:
     """Run blocks start to stop - 1 (default: all that follow) from hidden states h [batch,
     positions, d].
 
@@ -294,7 +311,7 @@ def resume(
     return h
 
 
-def lens(net: Stack, h: Tensor) -> Tensor:
+def lens(net: Stack, h: Float[Tensor, "*places d"]) -> Float[Tensor, "*places vocabulary"]:
     """Logits [..., vocabulary] of residual states [..., d]: final norm, unembedding and, if the
     model has it, soft cap.
 

@@ -65,6 +65,7 @@ TAGS = ("method", "parameters")  # of a notebook's cells: they decide how a cell
 # belong to other nodes and count.
 SKIPPED = ("type_comment", "type_ignores", "kind")
 HINTS = {"arg": "annotation", "FunctionDef": "returns", "AsyncFunctionDef": "returns"}
+SHAPES = "jaxtyping"  # what is imported from it stands in hints alone
 
 
 def sha256(value: Any) -> str:
@@ -87,7 +88,7 @@ def _form(node: Any) -> Any:
     between Python versions).
     """
     if isinstance(node, list):
-        return [_form(n) for n in node]
+        return [_form(n) for n in node if getattr(n, "module", None) != SHAPES]
     if not isinstance(node, ast.AST):
         return f"{type(node).__name__} {node!r}"
     out: list[Any] = [type(node).__name__]

@@ -22,7 +22,7 @@ from typing import Any
 
 from layerbook import endings, keeping, paths
 from layerbook.claims import cards
-from layerbook.pipeline import advice, deps, progress, record, runner
+from layerbook.pipeline import advice, deps, machine, progress, record, runner
 
 SECONDS, MEMORY_MB = 120.0, 3000  # assumed of a paper that has no record yet
 STATUS = ("status", "--json")
@@ -97,31 +97,6 @@ def decide(tier: str) -> None:
             verdicts.write(slug, tier)
 
 
-def free_memory_mb() -> float:
-    """Memory that can be promised, in MB; infinite where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as stream:
-            return next(
-                int(line.split()[1]) / 1024 for line in stream if line.startswith("MemAvailable")
-            )
-    except (OSError, StopIteration):
-        return float("inf")
-
-
-def gpus() -> list[str]:
-    """Indices of the GPUs to hand out, as CUDA counts them; found without initialising CUDA here."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [g for g in named.split(",") if g.strip()]
-    try:
-        out = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", timeout=20, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [str(i) for i, line in enumerate(out.splitlines()) if line.startswith("GPU")]
-
-
 def execute(jobs: Sequence[Job], at_once: int, warm: bool, show: progress.Display) -> list[Done]:
     """Run the jobs, at most `at_once` together; an interrupt ends those that run and returns what
     is finished.
@@ -134,7 +109,10 @@ def execute(jobs: Sequence[Job], at_once: int, warm: bool, show: progress.Displa
     if warm:
         kernels.start_parent()
     threads = max(1, (os.cpu_count() or 1) // at_once) if at_once > 1 else None
-    memory, slots = SHARE * free_memory_mb(), gpus() if any(j.gpus for j in jobs) else []
+    memory, slots = (
+        SHARE * machine.free_memory_mb(),
+        machine.gpus() if any(j.gpus for j in jobs) else [],
+    )
     waiting, done = list(jobs), []
     running: dict[Future, tuple[Job, list[str]]] = {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from layerbook.quantize import bits, gptq
@@ -19,7 +20,7 @@ def width(n: int) -> int:
     return max(d for d in range(1, min(n, 128) + 1) if n % d == 0)
 
 
-def salient(w: Tensor, inverse: Tensor) -> Tensor:
+def salient(w: Float[Tensor, "out in"], inverse: Float[Tensor, " in"]) -> Bool[Tensor, " in"]:
     """Which columns of w [out, in] get a second sign, booleans [in] (BiLLM, eq. 3). inverse: [in],
     the diagonal of 1 / H.
     """
@@ -28,7 +29,7 @@ def salient(w: Tensor, inverse: Tensor) -> Tensor:
     return torch.zeros_like(score, dtype=torch.bool).index_fill(0, score.topk(many).indices, True)
 
 
-def split(w: Tensor, strong: Tensor) -> Tensor:
+def split(w: Float[Tensor, "out in"], strong: Bool[Tensor, " in"]) -> Float[Tensor, "out in"]:
     """Scales [out, in] of the columns that are not `strong`: large and small weights of a row have
     one each.
 
@@ -44,7 +45,9 @@ def split(w: Tensor, strong: Tensor) -> Tensor:
     return torch.where(large[best], most.scale[best], others.scale[best])
 
 
-def rounding(h: Tensor, damp: float = 0.01) -> Callable[[Tensor, int], gptq.Rounder]:
+def rounding(
+    h: Float[Tensor, "in in"], damp: float = 0.01
+) -> Callable[[Tensor, int], gptq.Rounder]:
     """Rounding to signs, for `gptq.solve(w, h, group=width(in), rounding=...)`; h [in, in]: second
     moment of the inputs.
 

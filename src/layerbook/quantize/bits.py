@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int32, Integer, UInt8
 from torch import Tensor
 
 from layerbook.quantize.grids import Binary, Codebook, Grid, decode
@@ -104,7 +105,9 @@ def count(
     )
 
 
-def pack(codes: Tensor, bits: int) -> np.ndarray:
+def pack(
+    codes: Integer[Tensor, "..."] | Bool[Tensor, "..."], bits: int
+) -> UInt8[np.ndarray, " bytes"]:
     """Codes 0..2^bits - 1 as a dense stream: uint8 bytes, the least significant bit of each code
     first.
 
@@ -117,14 +120,16 @@ def pack(codes: Tensor, bits: int) -> np.ndarray:
     return np.packbits((flat[:, None] >> np.arange(bits) & 1).astype(np.uint8))
 
 
-def unpack(packed: np.ndarray, bits: int, shape: Sequence[int]) -> Tensor:
+def unpack(
+    packed: UInt8[np.ndarray, " bytes"], bits: int, shape: Sequence[int]
+) -> Int32[Tensor, "..."]:
     """The int32 codes of `shape` that `pack` made a stream of."""
     n = int(np.prod(shape))
     stream = np.unpackbits(packed, count=n * bits).reshape(n, bits).astype(np.int32)
     return torch.from_numpy(stream @ (1 << np.arange(bits, dtype=np.int32))).reshape(tuple(shape))
 
 
-def arrays(codes: Tensor, grid: Grid) -> dict[str, np.ndarray]:
+def arrays(codes: Integer[Tensor, "..."], grid: Grid) -> dict[str, np.ndarray]:
     """Codes and grid as they would be written, by the fields of `Stored`: streams of codes, float16
     scales and offsets.
 
@@ -152,7 +157,7 @@ def arrays(codes: Tensor, grid: Grid) -> dict[str, np.ndarray]:
     return kept
 
 
-def restore(kept: dict[str, np.ndarray], shape: Sequence[int], grid: Grid) -> Tensor:
+def restore(kept: dict[str, np.ndarray], shape: Sequence[int], grid: Grid) -> Float[Tensor, "..."]:
     """The weights [shape], from `arrays` and of `grid` only what a format fixes: low, high, group,
     and which parts it has.
     """

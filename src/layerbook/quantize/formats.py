@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from layerbook.quantize.ranges import Axis, finite, grouped, reduced, working
@@ -27,13 +28,13 @@ class Binary:
 
 
 def binary(
-    w: Tensor,
+    w: Float[Tensor, "*shape"],
     *,
     axis: Axis = None,
     group: int | None = None,
     residuals: int = 0,
-    where: Tensor | None = None,
-) -> tuple[Tensor, tuple[Binary, ...]]:
+    where: Bool[Tensor, "..."] | None = None,
+) -> tuple[Float[Tensor, "*shape"], tuple[Binary, ...]]:
     """Signs times their mean size, mean|w| sign(w), the least-squares choice (Rastegari et al.
     2016, eq. 6).
 
@@ -94,14 +95,18 @@ class Codebook:
         return _like(self.centroids.gather(1, rows.long()), self.codes, self.axis)
 
 
-def _rows(w: Tensor, axis: int | None, group: int | None) -> Tensor:
+def _rows(
+    w: Shaped[Tensor, "..."], axis: int | None, group: int | None
+) -> Shaped[Tensor, "units entries"]:
     """`w` as [units, entries]."""
     if group is not None:
         return grouped(w, group).reshape(-1, group)
     return w.reshape(1, -1) if axis is None else w.movedim(axis, 0).reshape(w.shape[axis], -1)
 
 
-def _like(rows: Tensor, w: Tensor, axis: int | None) -> Tensor:
+def _like(
+    rows: Shaped[Tensor, "units entries"], w: Float[Tensor, "*shape"], axis: int | None
+) -> Shaped[Tensor, "*shape"]:
     """The inverse of `_rows`."""
     return (
         rows.reshape(w.shape)
@@ -111,7 +116,7 @@ def _like(rows: Tensor, w: Tensor, axis: int | None) -> Tensor:
 
 
 def codebook(
-    w: Tensor,
+    w: Float[Tensor, "..."],
     k: int,
     seed: int,
     *,
@@ -158,7 +163,9 @@ def codebook(
     return Codebook(_like(codes, w, axis), centroids.to(rows.dtype), axis, group)
 
 
-def _spread(x: Tensor, k: int, draw: torch.Generator) -> Tensor:
+def _spread(
+    x: Float[Tensor, "units entries"], k: int, draw: torch.Generator
+) -> Float[Tensor, "units k"]:
     """k-means++: each further centre of [units, k] drawn with odds by squared distance to those
     before it.
     """
@@ -173,7 +180,12 @@ def _spread(x: Tensor, k: int, draw: torch.Generator) -> Tensor:
     return torch.cat(centres, 1).sort().values
 
 
-def _lloyd(x: Tensor, sums: Tensor, centres: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+def _lloyd(
+    x: Float[Tensor, "units entries"],
+    sums: Tensor,
+    centres: Float[Tensor, "units k"],
+    iterations: int,
+) -> tuple[Float[Tensor, "units k"], Float[Tensor, " units"]]:
     """Centres [units, k] that no longer move, and their between-cluster sum of squares [units]; an
     empty one stays put.
     """
@@ -191,7 +203,9 @@ def _lloyd(x: Tensor, sums: Tensor, centres: Tensor, iterations: int) -> tuple[T
 FP8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
-def fp8(x: Tensor, scale: str | None = "tensor", kind: str = "e4m3") -> Tensor:
+def fp8(
+    x: Float[Tensor, "*shape"], scale: str | None = "tensor", kind: str = "e4m3"
+) -> Float[Tensor, "*shape"]:
     """`x` rounded to 8-bit floating point, in its own shape and format (Micikevicius et al. 2022).
 
     Args:

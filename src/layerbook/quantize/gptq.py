@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from layerbook.quantize.grids import Grid, finite, from_range
@@ -16,7 +17,9 @@ Key = TypeVar("Key", bound=Hashable)
 Rounder = Callable[[Tensor, int], Tensor]
 
 
-def moments(call: Callable[[], Any], readers: Mapping[Key, nn.Module]) -> dict[Key, Tensor]:
+def moments(
+    call: Callable[[], Any], readers: Mapping[Key, nn.Module]
+) -> dict[Key, Float[Tensor, "_ _"]]:
     """X X^T [in, in], float32, of the inputs [..., in] that each module of `readers` gets while
     `call` runs, by its key.
 
@@ -56,7 +59,7 @@ def offset_grid(bits: int, **kind: Any) -> Callable[[Tensor, int], Rounder]:
     return start
 
 
-def _round(column: Tensor, grid: Grid) -> Tensor:
+def _round(column: Float[Tensor, " out"], grid: Grid) -> Float[Tensor, " out"]:
     t = (
         column / grid.scale if grid.offset is None else (column - grid.offset) / grid.scale
     ).round_()
@@ -67,14 +70,14 @@ def _round(column: Tensor, grid: Grid) -> Tensor:
 
 
 def solve(
-    w: Tensor,
-    h: Tensor,
+    w: Float[Tensor, "out in"],
+    h: Float[Tensor, "in in"],
     bits: int | None = None,
     group: int | None = None,
     damp: float = 0.01,
     *,
     rounding: Callable[[Tensor, int], Rounder] | None = None,
-) -> Tensor:
+) -> Float[Tensor, "out in"]:
     """Weights near `w` in the outputs that they give, not in value: columns are rounded from left
     to right, and the error of each is pushed on to the columns that are still free.
 
@@ -137,8 +140,11 @@ def solve(
 
 
 def solve_together(
-    weights: Mapping[Key, Tensor], h: Tensor, *args: Any, **options: Any
-) -> dict[Key, Tensor]:
+    weights: Mapping[Key, Float[Tensor, "_ in"]],
+    h: Float[Tensor, "in in"],
+    *args: Any,
+    **options: Any,
+) -> dict[Key, Float[Tensor, "_ in"]]:
     """`solve` for several maps [out_i, in] of one input, name -> weights; rows do not interact, so
     it is one solution.
     """
@@ -148,7 +154,9 @@ def solve_together(
     return dict(zip(weights, solved, strict=True))
 
 
-def quadratic(w: Tensor, other: Tensor, h: Tensor) -> float:
+def quadratic(
+    w: Float[Tensor, "out in"], other: Float[Tensor, "out in"], h: Float[Tensor, "in in"]
+) -> float:
     """||(W - W') X||^2 for h = X X^T, in float64: what GPTQ minimizes."""
     d = (w - other).detach().double()
     return float(((d @ h.double()) * d).sum())

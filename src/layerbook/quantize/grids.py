@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Integer, Shaped
 from torch import Tensor
 
 from layerbook.quantize.formats import Binary, Codebook, binary, codebook, fp8
@@ -74,8 +75,8 @@ class Grid:
 
 
 def from_range(
-    low: Tensor | float,
-    high: Tensor | float,
+    low: Float[Tensor, "*units"] | float,
+    high: Float[Tensor, "*units"] | float,
     bits: int,
     *,
     symmetric: bool = False,
@@ -150,7 +151,7 @@ def _kept(t: Tensor, stored: torch.dtype | None) -> Tensor:
 
 
 def fit(
-    x: Tensor,
+    x: Float[Tensor, "..."],
     bits: int,
     *,
     axis: Axis = None,
@@ -177,7 +178,7 @@ def fit(
     return from_range(low, high, bits, group=group, **kind)
 
 
-def ternary(w: Tensor, *, axis: Axis = None, group: int | None = None) -> Grid:
+def ternary(w: Float[Tensor, "..."], *, axis: Axis = None, group: int | None = None) -> Grid:
     """The grid of -s, 0 and s with s the mean |w| of each unit (BitNet b1.58: Ma et al. 2024, eq.
     1-3).
     """
@@ -222,14 +223,16 @@ def _map(x: Tensor, grid: Grid, back: bool, mask: bool = False) -> tuple[Tensor,
     return t.reshape(x.shape), inside
 
 
-def encode(x: Tensor, grid: Grid, dtype: torch.dtype = torch.int32) -> Tensor:
+def encode(
+    x: Float[Tensor, "*shape"], grid: Grid, dtype: torch.dtype = torch.int32
+) -> Shaped[Tensor, "*shape"]:
     """Codes of `x`, of its shape, in grid.low..grid.high. ValueError for NaN or infinity, or a grid
     of another shape.
     """
     return _map(finite(x, "x"), grid, back=False)[0].to(dtype)
 
 
-def decode(codes: Tensor, grid: Grid) -> Tensor:
+def decode(codes: Integer[Tensor, "*shape"], grid: Grid) -> Float[Tensor, "*shape"]:
     """The values that integer `codes` stand for, in the format of the grid's scale."""
     t = codes.to(grid.scale.dtype)
     t = t if grid.group is None else grouped(t, grid.group)
@@ -250,7 +253,9 @@ class _Straight(torch.autograd.Function):
         return gradient * ctx.saved_tensors[0], None
 
 
-def fake(x: Tensor, grid: Grid, straight_through: bool = False) -> Tensor:
+def fake(
+    x: Float[Tensor, "*shape"], grid: Grid, straight_through: bool = False
+) -> Float[Tensor, "*shape"]:
     """Fake quantization: `x` at its nearest grid points, in the shape and format of x.
 
     Args:
@@ -265,7 +270,9 @@ def fake(x: Tensor, grid: Grid, straight_through: bool = False) -> Tensor:
     return _Straight.apply(x, grid) if straight_through else _map(x, grid, back=True)[0].to(x.dtype)
 
 
-def fake_quantize(x: Tensor, bits: int, straight_through: bool = False, **options: Any) -> Tensor:
+def fake_quantize(
+    x: Float[Tensor, "*shape"], bits: int, straight_through: bool = False, **options: Any
+) -> Float[Tensor, "*shape"]:
     """`x` on the grid that is fitted to it: `fit` and `fake` in one, for dynamic quantization and
     for weights.
     """

@@ -11,12 +11,13 @@ divide.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 Axis = int | tuple[int, ...] | None
 
 
-def finite(x: Tensor, name: str) -> Tensor:
+def finite(x: Shaped[Tensor, "*shape"], name: str) -> Float[Tensor, "*shape"]:
     """`x` itself; ValueError, naming it, if it is not floating point or holds NaN or infinity."""
     if not x.is_floating_point():
         raise ValueError(f"{name} is {x.dtype}; only floating-point tensors are quantized")
@@ -27,14 +28,14 @@ def finite(x: Tensor, name: str) -> Tensor:
     return x
 
 
-def working(x: Tensor) -> torch.dtype:
+def working(x: Shaped[Tensor, "..."]) -> torch.dtype:
     """The format in which `x` is worked on: float64 if it is that, else float32, also for half
     precision.
     """
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def grouped(x: Tensor, group: int) -> Tensor:
+def grouped(x: Shaped[Tensor, "*rest d"], group: int) -> Shaped[Tensor, "*rest groups group"]:
     """`x` [..., d] as [..., d / group, group]; ValueError unless group divides d."""
     if x.dim() == 0 or group < 1 or x.shape[-1] % group:
         last = x.shape[-1] if x.dim() else "no"
@@ -44,7 +45,7 @@ def grouped(x: Tensor, group: int) -> Tensor:
     return x.unflatten(-1, (x.shape[-1] // group, group))
 
 
-def reduced(x: Tensor, axis: Axis) -> tuple[int, ...]:
+def reduced(x: Shaped[Tensor, "..."], axis: Axis) -> tuple[int, ...]:
     """The axes of `x` that share a range: all but `axis`. ValueError for an axis that x lacks."""
     kept = (axis,) if isinstance(axis, int) else axis or ()
     if any(not -x.dim() <= a < x.dim() for a in kept):
@@ -53,8 +54,8 @@ def reduced(x: Tensor, axis: Axis) -> tuple[int, ...]:
 
 
 def limits(
-    x: Tensor, axis: Axis = None, group: int | None = None, name: str = "x"
-) -> tuple[Tensor, Tensor]:
+    x: Shaped[Tensor, "..."], axis: Axis = None, group: int | None = None, name: str = "x"
+) -> tuple[Float[Tensor, "*units"], Float[Tensor, "*units"]]:
     """Least and greatest value of each unit of `x`, at the module's granularity.
 
     Returns:

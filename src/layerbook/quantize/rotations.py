@@ -8,12 +8,15 @@ Scaling: X diag(1/s) and W diag(s); rotation: X R and W R with R R^T = I. Scale 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from layerbook.quantize.ranges import finite
 
 
-def smooth(x_absmax: Tensor, w: Tensor, alpha: float) -> Tensor:
+def smooth(
+    x_absmax: Float[Tensor, " in"], w: Float[Tensor, "out in"], alpha: float
+) -> Float[Tensor, " in"]:
     """Scales s [in] of SmoothQuant: s = max|X|^alpha / max|W|^(1 - alpha) by input channel (Xiao et
     al. 2023, eq. 4).
 
@@ -42,7 +45,7 @@ def _prime(n: int) -> bool:
     return n > 1 and all(n % d for d in range(2, int(n**0.5) + 1))
 
 
-def _paley(n: int) -> Tensor | None:
+def _paley(n: int) -> Float64[Tensor, "n n"] | None:
     """A Hadamard matrix of order n = q + 1 (q a prime, 3 mod 4) or 2 (q + 1) (1 mod 4), else None
     (Paley 1933).
     """
@@ -66,7 +69,7 @@ def _paley(n: int) -> Tensor | None:
     return None
 
 
-def hadamard(n: int, seed: int | None = None) -> Tensor:
+def hadamard(n: int, seed: int | None = None) -> Float64[Tensor, "n n"]:
     """An orthogonal matrix [n, n], float64, of entries +-1 / sqrt(n): it spreads an outlier evenly
     over all channels.
 
@@ -105,7 +108,7 @@ def hadamard(n: int, seed: int | None = None) -> Tensor:
     return core / n**0.5
 
 
-def random_rotation(n: int, seed: int) -> Tensor:
+def random_rotation(n: int, seed: int) -> Float64[Tensor, "n n"]:
     """An orthogonal matrix [n, n], float64, uniform over all of them (QR of Gaussians with the
     signs fixed: Mezzadri 2007).
     """

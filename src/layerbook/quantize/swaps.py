@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from layerbook.layers import transformer as tf
@@ -70,7 +71,9 @@ class Text:
         return np.concatenate(out)[:n]
 
 
-def token_losses(logits: Tensor, target: Tensor) -> np.ndarray:
+def token_losses(
+    logits: Float[Tensor, "n positions vocabulary"], target: Int[Tensor, "n positions"]
+) -> Float[np.ndarray, " n"]:
     """Mean loss [n] (nats) of each row from logits [n, positions, vocabulary], a token's capped at
     ln V.
     """
@@ -80,7 +83,9 @@ def token_losses(logits: Tensor, target: Tensor) -> np.ndarray:
     return loss.clamp(max=math.log(logits.shape[-1])).view_as(target).mean(1).double().cpu().numpy()
 
 
-def moments(net: tf.Stack, ids: Tensor, per_call: int = 16) -> dict[Key, Tensor]:
+def moments(
+    net: tf.Stack, ids: Int[Tensor, "n positions"], per_call: int = 16
+) -> dict[Key, Float[Tensor, "_ _"]]:
     """X X^T [in, in] of the input of every linear map, on windows `ids`; maps that read one tensor
     share theirs.
     """

@@ -27,7 +27,7 @@ def order(scores: Sequence[float] | np.ndarray, descending: bool = False) -> Ord
     return np.argsort(-found if descending else found, kind="stable").tolist()
 
 
-def reversed_(of: Sequence[int]) -> Order:
+def reversed_(of: Sequence[int] | np.ndarray) -> Order:
     """The order from its end: the twin that must do worse, if an order is worth anything."""
     return list(of)[::-1]
 
@@ -46,13 +46,13 @@ def random_orders(n: int, count: int, seed: Seed, paired: bool = False) -> list[
     return [o for one in drawn for o in ((one, one[::-1]) if paired else (one,))]
 
 
-def average(levels: Sequence[float], sizes: Sequence[float]) -> float:
+def average(levels: Sequence[float] | np.ndarray, sizes: Sequence[float] | np.ndarray) -> float:
     """Bits a weight of layers of `sizes` weights at `levels` bits, one for each layer."""
     return float(np.dot(levels, sizes) / np.sum(sizes))
 
 
 def _plan(
-    sizes: Sequence[float], levels: Sequence[float], budget: float
+    sizes: Sequence[float] | np.ndarray, levels: Sequence[float] | np.ndarray, budget: float
 ) -> tuple[np.ndarray, list[float]]:
     found, steps = _numbers(sizes, "sizes"), sorted({float(b) for b in levels}, reverse=True)
     if not found.size or (found <= 0).any() or not steps or steps[-1] > budget:
@@ -64,9 +64,9 @@ def _plan(
 
 
 def greedy_bits(
-    scores: Sequence[float],
-    sizes: Sequence[float],
-    levels: Sequence[float],
+    scores: Sequence[float] | np.ndarray,
+    sizes: Sequence[float] | np.ndarray,
+    levels: Sequence[float] | np.ndarray,
     budget: float,
     by: str = "layer",
 ) -> list[float]:
@@ -108,8 +108,8 @@ def greedy_bits(
 
 
 def size_matched(
-    sizes: Sequence[float],
-    levels: Sequence[float],
+    sizes: Sequence[float] | np.ndarray,
+    levels: Sequence[float] | np.ndarray,
     budget: float,
     count: int,
     seed: Seed,
