@@ -47,6 +47,9 @@ def test_code_changes_everything(other):
 def test_hints_of_types_and_shapes_change_nothing_but_fields_of_a_class_do():
     hinted = CODE.replace("x, k=2):", 'x: Float[Tensor, "n"], k: int = 2) -> Float[Tensor, "n"]:')
     assert hinted != CODE and digests.of_code(hinted) == digests.of_code(CODE)
+    shaped = f"from jaxtyping import Float\n{hinted}"
+    assert digests.of_code(shaped) == digests.of_code(CODE)
+    assert digests.of_code(f"from math import sqrt\n{hinted}") != digests.of_code(CODE)
     field = "@dataclass\nclass A:\n    x: int = 0\n"
     assert digests.of_code(field) != digests.of_code(field.replace("x: int", "x: ClassVar[int]"))
 

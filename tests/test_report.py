@@ -468,13 +468,3 @@ def test_docstrings_with_stars_and_bars_become_plain_text() -> None:
     extension().plain_docstring(None, "function", "f", None, None, lines)
     assert lines[0] == r"Takes \*args and \|x\| in ``code``."
     assert "::" in lines and r"End\_ here." in lines
-
-
-def test_a_record_that_was_carried_over_says_where_it_was_measured_and_why(root: Path) -> None:
-    paper = papers.load(root)[0]
-    plain = paper_page._header(paper, "cpu", "A title", "")
-    paper.records["cpu"]["carried"] = {"commit": "a" * 40, "why": "the code was <only> moved"}
-    told = paper_page._header(paper, "cpu", "A title", "")
-    assert "Measured at commit" not in plain
-    assert "Measured at commit <code>aaaaaaaaaa</code>" in told
-    assert "the code was &lt;only&gt; moved" in told

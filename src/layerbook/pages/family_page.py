@@ -5,12 +5,13 @@ records.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from layerbook.pages import markup as h
+from layerbook.pages import templating
 from layerbook.pages.papers import Paper
 
 WIDE, HIGH, LEFT, TOP = 320, 118, 52, 10  # one panel of the figure, and where its axes begin
@@ -46,32 +47,29 @@ def _short(value: float) -> str:
     )
 
 
-def _panel(p: dict[str, Any], number: int) -> str:
-    """One profile as a line over the layers, as SVG with the page's own text colour."""
+def _panel(p: dict[str, Any], number: int) -> Markup:
+    """One profile as a line over the layers, as SVG."""
     y, n = np.array(p["values"], dtype=float), len(p["values"])
     low, high = y.min(), y.max()
     xs = LEFT + (WIDE - LEFT - 12) * np.arange(n) / max(1, n - 1)
     log = low > 0 and high > 20 * low  # one layer that stands out must not flatten all others
     z, bottom, top = (np.log(y), np.log(low), np.log(high)) if log else (y, low, high)
     ys = TOP + (HIGH - TOP - 24) * (1 - (z - bottom) / ((top - bottom) or 1.0))
-    line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(xs, ys))
-    peak, axis = int(y.argmax()), "; logarithmic axis" if log else ""
-    base = HIGH - 24
-    ticks = "".join(
-        f'<text x="{xs[i]:.1f}" y="{base + 16}" text-anchor="middle">{i}</text>'
-        for i in range(0, n, 5)
-    )
-    labels = "".join(
-        f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{_short(float(value))}</text>'
-        for at, value in ((TOP, high), (base, low))
-    )
+    peak, base = int(y.argmax()), HIGH - 24
     told = f"{p['name']} by layer: lowest {h.number(float(low))}, highest {h.number(float(high))} at layer {peak}"
-    return (
-        f'<figure class="lb-profile"><figcaption><b>{number}. {escape(p["name"])}</b> <span class="lb-n">'
-        f"{h.inline(p['statement'])}{axis}</span></figcaption>"
-        f'<svg viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{escape(told)}">'
-        f'<path class="lb-axis" d="M{LEFT} {TOP}V{base}H{WIDE - 12}"/><polyline class="lb-line" points="{line}"/>'
-        f'<circle class="lb-peak" cx="{xs[peak]:.1f}" cy="{ys[peak]:.1f}" r="3"/>{ticks}{labels}</svg></figure>'
+    return templating.piece(
+        "profile",
+        number,
+        p["name"],
+        h.inline(p["statement"]) + ("; logarithmic axis" if log else ""),
+        told,
+        WIDE,
+        HIGH,
+        f"M{LEFT} {TOP}V{base}H{WIDE - 12}",
+        " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(xs, ys)),
+        (f"{xs[peak]:.1f}", f"{ys[peak]:.1f}"),
+        [(f"{xs[i]:.1f}", base + 16, i) for i in range(0, n, 5)],
+        [(LEFT - 6, f"{at + 4:.1f}", _short(float(v))) for at, v in ((TOP, high), (base, low))],
     )
 
 
@@ -97,40 +95,31 @@ def fragment(papers: Sequence[Paper], model: str = "smollm2") -> str:
         return "Fewer than two papers have recorded a measure by layer so far.\n"
     y = [np.array(p["values"], dtype=float) for p in found]
     depth = np.arange(len(y[0]))
-    figure = "".join(_panel(p, i + 1) for i, p in enumerate(found))
     rows, thirds = [], np.array_split(depth, 3)
     for i, (p, v) in enumerate(zip(found, y), 1):
         means = [h.number(float(v[third].mean())) for third in thirds]
-        link = f'<a href="papers/{p["paper"].slug}.html">{escape(p["paper"].short)}</a>'
-        name = f"{i}. {escape(p['name'])}"
-        rows.append(
-            ("", [name, link, *means, f"{int(v.argmax())}", f"{int(v.argmin())}", _pair(v, depth)])
-        )
+        link = templating.piece("link", p["paper"].slug, p["paper"].short)
+        ends = [int(v.argmax()), int(v.argmin())]
+        rows.append(({}, [f"{i}. {p['name']}", link, *means, *ends, _pair(v, depth)]))
     parts = [
         f"{part} ({third[0]} to {third[-1]})"
         for part, third in zip(("lower", "middle", "upper"), thirds)
     ]
-    head = (
-        "Measure",
-        "Paper",
-        *(f"Mean, {part}" for part in parts),
-        "Highest at",
-        "Lowest at",
-        "With depth",
-    )
-    text = f'<div class="lb-profiles">{figure}</div>\n\n## By thirds\n\n{h.table(head, rows)}\n\n## Against each other\n\n'
-    text += (
-        "Spearman's rank correlation of two measures over the layers, and behind the stroke that of their steps from one "
-        "layer to the next.\n\n"
-    )
+    means = [f"Mean, {part}" for part in parts]
+    head = ("Measure", "Paper", *means, "Highest at", "Lowest at", "With depth")
     matrix = [
         (
-            "",
+            {},
             [
-                f"{i + 1}. {escape(found[i]['name'])}",
+                f"{i + 1}. {found[i]['name']}",
                 *("" if j >= i else _pair(y[i], y[j]) for j in range(len(y) - 1)),
             ],
         )
         for i in range(1, len(y))
     ]
-    return text + h.table(("Measure", *(f"{j + 1}" for j in range(len(y) - 1))), matrix) + "\n"
+    return templating.render(
+        "family.md",
+        panels=[_panel(p, i) for i, p in enumerate(found, 1)],
+        thirds=h.table(head, rows),
+        matrix=h.table(("Measure", *(f"{j + 1}" for j in range(len(y) - 1))), matrix),
+    )

@@ -14,8 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from markupsafe import Markup
+
 from layerbook.claims.zones import VERDICTS
 from layerbook.notebook import tables
+from layerbook.pages import templating
 
 GLYPHS = dict(zip(VERDICTS, "✓≈✗?–", strict=True))
 COLOURS = dict(zip(VERDICTS, ("#1b7f6b", "#8f6a00", "#b83b22", "#5568a3", "#6d737a"), strict=True))
@@ -45,15 +48,13 @@ def label(verdict: str, role: str) -> str:
 
 def badge(
     verdict: str, role: str = "effect", count: int | None = None, silent: bool = False
-) -> str:
+) -> Markup:
     """A verdict as coloured text with a sign, so that colour alone never carries it; grey where a
     control says nothing.
     """
     text = label(verdict, role) if count is None else f"{count} {verdict}"
-    look, grey = tables.look(verdict), " lb-silent" if silent else ""
-    sign = f'<span aria-hidden="true">{GLYPHS[look]}</span>'
-    order = VERDICTS.index(look)
-    return f'<span class="lb-badge lb-{css(look)}{grey}" data-sort="{order}">{sign} {text}</span>'
+    look = tables.look(verdict)
+    return templating.piece("badge", text, look, VERDICTS.index(look), silent)
 
 
 def number(value: float | None) -> str:
@@ -75,19 +76,23 @@ UNSAFE = re.compile(
 )
 
 
-def markdown(text: str) -> str:
+MATH = Markup('<span class="math notranslate nohighlight">\\({}\\)</span>')
+CODE = Markup("<code>{}</code>")
+
+
+def markdown(text: str) -> Markup:
     """Text as one line of Markdown that shows it as it is: no heading, directive, role, link or
     math begins in it.
     """
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
+    return Markup(re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split())))
 
 
-def quoted(text: str) -> str:
+def quoted(text: str) -> Markup:
     """Text as the value of a directive's option, which is read as YAML."""
-    return json.dumps(" ".join(text.split()), ensure_ascii=False)
+    return Markup(json.dumps(" ".join(text.split()), ensure_ascii=False))
 
 
-def inline(text: Any) -> str:
+def inline(text: Any) -> Markup:
     """A card's sentence as HTML: `code`, *emphasis* and $math$ are understood, all else is shown as
     it is.
     """
@@ -95,36 +100,23 @@ def inline(text: Any) -> str:
     out = []
     for part in parts:
         if len(part) > 2 and part[0] == part[-1] == "$" and not UNSAFE.search(part):
-            out.append(
-                f'<span class="math notranslate nohighlight">\\({escape(part[1:-1])}\\)</span>'
-            )
+            out.append(MATH.format(part[1:-1]))
         elif len(part) > 2 and part[0] == part[-1] == "`":
-            out.append(f"<code>{escape(part[1:-1])}</code>")
+            out.append(CODE.format(part[1:-1]))
         else:
-            safe = escape(re.sub(r"\s+", " ", part.replace("->", "→")), quote=False)
-            out.append(re.sub(r"(?<![\w*])\*([^*]+)\*(?![\w*])", r"<em>\1</em>", safe))
-    return "".join(out)
+            plain = escape(re.sub(r"\s+", " ", part.replace("->", "→")), quote=False)
+            out.append(re.sub(r"(?<![\w*])\*([^*]+)\*(?![\w*])", r"<em>\1</em>", plain))
+    return Markup("".join(out))
 
 
-def estimate(claim: dict[str, Any]) -> str:
+def estimate(claim: dict[str, Any]) -> Markup:
     """Our estimate with its interval; the exact value goes along for sorting."""
-    if claim.get("estimate") is None:
-        return '<span class="lb-none">not measured</span>'
-    figure = (
-        f'<data class="lb-estimate" value="{claim["estimate"]}">{number(claim["estimate"])}</data>'
-    )
-    span = interval(claim.get("interval"))
-    return f'{figure} <span class="lb-interval">{span}</span>' if span else figure
+    return templating.piece("estimate", claim)
 
 
-def ours(claim: dict[str, Any]) -> str:
+def ours(claim: dict[str, Any]) -> Markup:
     """Our estimate with its interval, n and what one unit is, as one table cell."""
-    units = (
-        f' <span class="lb-n">n = {claim["n"]} ({inline(claim["unit"])})</span>'
-        if claim.get("n")
-        else ""
-    )
-    return estimate(claim) + units
+    return templating.piece("ours", claim)
 
 
 def thresholds(test: dict[str, Any]) -> list[float]:
@@ -142,7 +134,7 @@ def thresholds(test: dict[str, Any]) -> list[float]:
     return []
 
 
-def forest(claim: dict[str, Any], test: dict[str, Any] | None) -> str:
+def forest(claim: dict[str, Any], test: dict[str, Any] | None) -> Markup:
     """A small forest plot: units as dots, estimate and interval as a bar, the test's threshold as a
     dashed line.
 
@@ -152,7 +144,7 @@ def forest(claim: dict[str, Any], test: dict[str, Any] | None) -> str:
     values, bar = ([v for v in claim.get(k) or [] if v is not None] for k in ("values", "interval"))
     mean, lines = claim.get("estimate"), thresholds(test or {})
     if mean is None:
-        return ""
+        return Markup()
     values = values[:60]
     known = [*values, *bar, mean, *lines]
     low, high = min(known), max(known)
@@ -161,74 +153,57 @@ def forest(claim: dict[str, Any], test: dict[str, Any] | None) -> str:
     def at(value: float) -> str:
         return f"{6 + 148 * (value - low) / width:.1f}"
 
-    shapes = [f'<line class="lb-f-test" x1="{at(v)}" x2="{at(v)}" y1="1" y2="23"/>' for v in lines]
-    shapes += [f'<circle class="lb-f-unit" cx="{at(v)}" cy="18" r="2"/>' for v in values]
-    if len(bar) == 2:
-        shapes.append(f'<line class="lb-f-bar" x1="{at(bar[0])}" x2="{at(bar[1])}" y1="8" y2="8"/>')
-    shapes.append(f'<circle class="lb-f-mean" cx="{at(mean)}" cy="8" r="3.5"/>')
-    return f'<svg class="lb-forest" viewBox="0 0 160 24" aria-hidden="true">{"".join(shapes)}</svg>'
+    ends = [at(v) for v in bar] if len(bar) == 2 else []
+    dots = [at(v) for v in values]
+    return templating.piece("forest", [at(v) for v in lines], dots, ends, at(mean))
 
 
 def table(
     head: Sequence[str],
-    rows: Iterable[tuple[str, Sequence[str]]],
+    rows: Iterable[tuple[Mapping[str, Any], Sequence[Any]]],
     *,
     classes: str = "",
     sort: bool = False,
-) -> str:
+) -> Markup:
     """A table on a wide screen that the style sheet turns into a list of cards on a phone.
 
-    head: column titles. rows: (attributes of the <tr>, cells as HTML), the first cell heading its
-    row.
-    sort: put a button into every column title for the book's own script.
+    Args:
+        head: column titles.
+        rows: (attributes of the <tr>, cells), the first cell heading its row; a cell is text, or
+            HTML where it is `Markup`.
+        sort: put a button into every column title for the book's own script.
+
+    Raises:
+        ValueError: a row has not as many cells as there are titles.
     """
-    titles = (
-        f'<button type="button" class="lb-sort">{name}</button>' if sort else name for name in head
-    )
-    columns = "".join(f'<th scope="col">{name}</th>' for name in titles)
-    lines = []
-    for attributes, (first, *rest) in rows:
-        cells = f'<th scope="row">{first}</th>'
-        cells += "".join(
-            f'<td data-label="{escape(h)}">{c}</td>' for h, c in zip(head[1:], rest, strict=True)
-        )
-        lines.append(f"<tr {attributes}>{cells}</tr>".replace("<tr >", "<tr>"))
-    body = "\n".join(lines)
-    box = f'<div class="lb-scroll" tabindex="0" role="region" aria-label="{escape(head[0])} table">'
-    return (
-        f'{box}<table class="lb-table lb-cards {classes}">'
-        f"<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
-    )
+    rows = list(rows)
+    if any(len(cells) != len(head) for _, cells in rows):
+        raise ValueError(f"a row has not {len(head)} cells, as many as there are titles")
+    return templating.piece("table", list(head), rows, classes, sort)
 
 
-def overview(bars: Sequence[tuple[str, Mapping[str, int]]]) -> str:
+def overview(bars: Sequence[tuple[str, Mapping[str, int]]]) -> Markup:
     """Verdicts as one SVG file, for the README: a bar per family (its name, its verdict counts)."""
-    longest, shapes = max((sum(c.values()) for _, c in bars), default=1), []
+    longest, drawn = max((sum(c.values()) for _, c in bars), default=1), []
     for i, (family, counts) in enumerate(bars):
-        y, x = 30 * i + 8, 170.0
-        shapes.append(f'<text x="160" y="{y + 15}" text-anchor="end">{family}</text>')
+        x, parts = 170.0, []
         for verdict in (v for v in VERDICTS if counts.get(v)):
             wide = 520 * counts[verdict] / longest
-            shapes.append(
-                f'<rect x="{x:.1f}" y="{y}" width="{wide:.1f}" height="22" fill="{COLOURS[verdict]}"/>'
-            )
-            shapes.append(
-                f'<text class="n" x="{x + wide / 2:.1f}" y="{y + 15}">{counts[verdict]}</text>'
+            parts.append(
+                {
+                    "x": f"{x:.1f}",
+                    "wide": f"{wide:.1f}",
+                    "middle": f"{x + wide / 2:.1f}",
+                    "colour": COLOURS[verdict],
+                    "count": counts[verdict],
+                }
             )
             x += wide
+        drawn.append({"y": 30 * i + 8, "family": family, "parts": parts})
     base = 30 * len(bars) + 26
-    for i, (verdict, colour) in enumerate(COLOURS.items()):
-        shapes.append(
-            f'<rect x="{20 + 138 * i}" y="{base - 10}" width="11" height="11" fill="{colour}"/>'
-        )
-        shapes.append(f'<text x="{36 + 138 * i}" y="{base}">{verdict}</text>')
     told = ", ".join(f"{sum(c.get(v, 0) for _, c in bars)} {v}" for v in VERDICTS)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 710 {base + 14}" role="img"><title>Verdicts by family: '
-        f"{told}</title><style>text{{font:13px system-ui,sans-serif;fill:#333}}.n{{fill:#fff;font-weight:600;"
-        "text-anchor:middle}@media(prefers-color-scheme:dark){text{fill:#ddd}.n{fill:#fff}}"
-        f"</style>{''.join(shapes)}</svg>\n"
-    )
+    data = {"bars": drawn, "base": base, "height": base + 14, "told": told, "colours": COLOURS}
+    return templating.render("overview.svg", **data) + "\n"
 
 
 def duration(seconds: float) -> str:
@@ -256,4 +231,15 @@ def cost(record: Mapping[str, Any]) -> str:
         else ""
     )
     used = f"{memory(record['peak_memory_mb'])} memory{gpu}"
-    return f"{duration(record['seconds'])}, {used}, {escape(record['device'])}"
+    return f"{duration(record['seconds'])}, {used}, {record['device']}"
+
+
+templating.ENV.filters |= {"inline": inline, "css": css}
+templating.ENV.globals |= {
+    "VERDICTS": VERDICTS,
+    "GLYPHS": GLYPHS,
+    "MEANING": MEANING,
+    "badge": badge,
+    "number": number,
+    "interval": interval,
+}

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from markupsafe import Markup
 from nbformat import NotebookNode
 
 from layerbook.claims import papersources, varying
 from layerbook.notebook import tables
 from layerbook.pages import cells as pagecells
 from layerbook.pages import markup as h
+from layerbook.pages import templating
 from layerbook.pages.papers import BookError, Paper, checked
 from layerbook.pipeline import filefaults
 
@@ -69,86 +70,83 @@ def images(cells: list[NotebookNode]) -> list[tuple[str, str]]:
     return found
 
 
-def _byline(paper: Paper) -> str:
+def _byline(paper: Paper) -> Markup:
     card = paper.card
-    parts = [escape(", ".join(card["authors"])), str(card["year"])]
-    if card.get("venue"):
-        parts.append(escape(card["venue"]))
-    parts += [
-        f'<a href="{escape(address)}">{escape(text)}</a>'
-        for text, address in papersources.links(card)
-    ]
     code = card.get("code") or {}
-    if code.get("url"):
-        licence = f" ({escape(code['licence'])})" if code.get("licence") else ""
-        parts.append(f'<a href="{escape(code["url"])}">authors\' code</a>{licence}')
-    return f'<p class="lb-byline">{" · ".join(parts)}</p>'
+    return templating.render(
+        "byline.html",
+        authors=", ".join(card["authors"]),
+        year=card["year"],
+        venue=card.get("venue"),
+        links=papersources.links(card),
+        code={"url": code["url"], "licence": code.get("licence")} if code.get("url") else None,
+    )
 
 
-def _verdict_rows(claims: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+def _verdict_rows(claims: list[dict[str, Any]]) -> list[tuple[dict[str, str], list[Markup]]]:
+    """Rows of a table of claims: attributes and cells."""
     rows = []
     for claim in claims:
         notes = (
             ("how our setting differs", claim.get("differs")),
             ("what was changed", claim.get("changed")),
         )
-        aside = "".join(
-            f"<details><summary>{k}</summary>{h.inline(v)}</details>" for k, v in notes if v
-        )
-        also = "".join(
-            f"<li>{h.inline(part['test'])}: {h.number(part.get('estimate'))} {h.interval(part.get('interval'))}, "
-            f"{'sharper test: ' if part.get('asks') == 'us' else ''}{h.inline(part.get('outcome'))}</li>"
+        tests = [
+            {k: part.get(k) for k in ("test", "estimate", "interval", "asks", "outcome")}
             for part in claim.get("also") or []
-        )
-        tests = f"<details><summary>the test</summary>{h.inline(claim.get('test'))}<ul>{also}</ul></details>"
-        measured = (
-            h.ours(claim)
-            + h.forest(claim, claim["registered"])
-            + (tests if claim.get("test") else "")
-        )
+        ]
         badge = h.badge(claim["verdict"], claim["role"], silent=claim.get("silent", False))
-        verdict = badge + rival_note(claim) + varies_note(claim)
         rows.append(
             (
-                f'id="claim-{claim["id"]}"',
+                {"id": f"claim-{claim['id']}"},
                 [
-                    f'<span class="lb-id">{claim["id"]}</span> {h.inline(claim["statement"])}{aside}',
+                    templating.piece("claim", claim, notes),
                     h.inline("" if claim["kind"] == "control" else tables.paper_says(claim)),
-                    measured,
-                    f'{verdict}<span class="lb-reason">{h.inline(claim.get("reason"))}</span>',
+                    templating.piece(
+                        "measured",
+                        h.ours(claim),
+                        h.forest(claim, claim["registered"]),
+                        claim.get("test"),
+                        tests,
+                    ),
+                    templating.piece(
+                        "verdict",
+                        badge + rival_note(claim) + varies_note(claim),
+                        claim.get("reason"),
+                    ),
                 ],
             )
         )
     return rows
 
 
-def varies_note(row: dict[str, Any]) -> str:
+def varies_note(row: dict[str, Any]) -> Markup:
     """A badge at a claim or finding that two runs need not agree on: what its numbers depend on."""
-    return (
-        f' <span class="lb-badge">{varying.MEANING[row["varies"]]}</span>'
-        if row.get("varies")
-        else ""
-    )
+    if not row.get("varies"):
+        return Markup()
+    return Markup(" ") + templating.piece("varies", varying.MEANING[row["varies"]])
 
 
-def rival_note(claim: dict[str, Any]) -> str:
+def rival_note(claim: dict[str, Any]) -> Markup:
     """Badges beside the verdict of a claim that holds while a simpler explanation is level or ahead."""
-    return "".join(
-        f' <span class="lb-badge lb-rival">simpler explanation {r["id"]} is {r["state"]}</span>'
-        for r in claim["matched"]
-    )
+    return Markup(" ") + templating.piece("rivals", claim) if claim["matched"] else Markup()
 
 
-def _rival_alert(paper: Paper, tier: str) -> str:
+def _alerts(paper: Paper, tier: str) -> list[dict[str, str]]:
+    """Claims that hold, each with a simpler explanation that does as well."""
     rows = paper.claims(tier)
     statements = {c["id"]: c["statement"] for c in rows}
-    items = [
-        f"<li><b>{c['id']} is {c['verdict']}, and so is a simpler explanation, {r['id']} "
-        f"({r['state']}):</b> {h.inline(statements[r['id']])}</li>"
+    return [
+        {
+            "id": c["id"],
+            "verdict": c["verdict"],
+            "rival": r["id"],
+            "state": r["state"],
+            "statement": statements[r["id"]],
+        }
         for c in rows
         for r in c["matched"]
     ]
-    return f'<ul class="lb-alert">{"".join(items)}</ul>' if items else ""
 
 
 def is_check(claim: dict[str, Any]) -> bool:
@@ -160,109 +158,95 @@ def is_check(claim: dict[str, Any]) -> bool:
     return claim["role"] in checks and told
 
 
-def _strip(paper: Paper, tier: str) -> str:
-    """Verdict counts of the claims proper, and whether every identity and control behaved."""
-    counts = paper.counts(tier)
-    badges = [h.badge(v, count=counts[v]) for v in h.VERDICTS if counts[v]]
-    checks = [c for c in paper.claims(tier) if is_check(c)]
-    held = sum(tables.look(c["verdict"]) == "reproduced" for c in checks)
-    text = (
-        f'<span class="lb-n">{held} of {len(checks)} identities and controls behaved as they '
-        "must</span>"
-    )
-    return f'<p class="lb-strip">{" ".join(badges)} {text if checks else ""}</p>'
-
-
-def _discussion(paper: Paper, tier: str) -> str:
-    """Why a claim did not come out reproduced and what would change our mind, in the paper's own
-    words.
-    """
+def _why(paper: Paper, tier: str) -> list[dict[str, Any]]:
+    """Claims that did not come out reproduced with the paper's own discussion of them."""
     by_id = {c["id"]: c for c in paper.claims(tier)}
-    items = []
-    for claim_id, prose in paper.discussion.items():
-        if claim_id in by_id:
-            claim = by_id[claim_id]
-            items.append(
-                f'<dt><span class="lb-id">{claim_id}</span> {h.badge(claim["verdict"], claim["role"])}{rival_note(claim)}</dt>'
-                f"<dd>{h.inline(prose.get('reason'))} <em>What would change our mind:</em> "
-                f"{h.inline(prose.get('would_change') or 'not known')}</dd>"
-            )
-    return f'<dl class="lb-why">{"".join(items)}</dl>' if items else ""
+    return [
+        {
+            "id": claim,
+            "badge": h.badge(by_id[claim]["verdict"], by_id[claim]["role"])
+            + rival_note(by_id[claim]),
+            "reason": prose.get("reason"),
+            "would_change": prose.get("would_change") or "not known",
+        }
+        for claim, prose in paper.discussion.items()
+        if claim in by_id
+    ]
 
 
 def _header(paper: Paper, tier: str, title: str, idea: str) -> str:
-    record, slug = paper.records[tier], paper.slug
-    rows = paper.claims(tier)
+    """All that stands above the notebook's cells, as Markdown with HTML.
+
+    Args:
+        title, idea: the notebook's own heading and first text, as Markdown.
+    """
+    record, slug, rows = paper.records[tier], paper.slug, paper.claims(tier)
     head = ("Claim", "In the paper", "Here: estimate, 95 % interval", "Verdict")
-    proper = [c for c in rows if c["kind"] != "control"]
     controls = [c for c in rows if c["kind"] == "control"]
-    main_table = h.table(head, _verdict_rows(proper), classes="lb-claims")
-    parts = [f"# {title}{'' if tier == paper.main else f' ({tier} run)'}", _byline(paper)]
-    parts.append(h.inline(paper.card["summary"]).join(('<p class="lb-summary">', "</p>")))
-    parts.append(_strip(paper, tier) + _rival_alert(paper, tier))
-    parts.append(
-        f'<p class="lb-cost">Rerun ({h.cost(record)}): <code>make rerun PAPER={slug} TIER={tier}</code></p>'
-    )
-    if carried := record.get("carried"):
-        parts.append(
-            f'<p class="lb-cost">Measured at commit <code>{h.escape(carried["commit"][:10])}</code>; '
-            f"not run again since: {h.inline(carried['why'])}.</p>"
-        )
-    others = [t for t in paper.records if t != tier]
-    for other in others:
-        file = Path(page_path(paper, other)).name
-        parts.append(f"This page shows the {tier} run. There is also [the {other} run]({file}).")
-    parts.append(f'<div id="verdict-table">{main_table}</div>')
-    if controls:
-        inner = h.table(head, _verdict_rows(controls), classes="lb-claims")
-        parts.append(
-            f'<details class="lb-controls"><summary>Sabotaged controls and simpler explanations '
-            f"({len(controls)}): the claim's own measurement minus theirs</summary>{inner}</details>"
-        )
-    for gate in record.get("gates") or []:
-        parts.append(
-            f'<p class="lb-gate">Precondition {gate["id"]}, {tables.gate_state(gate)}: {h.inline(gate["statement"])}</p>'
-        )
-    parts.append(_findings(record))
-    if why := _discussion(paper, tier):
-        parts.append(f"## What did not come out\n\n{why}")
-    parts.append(f"## Rerun it\n\n{_rerun(paper, tier)}")
-    if idea:
-        parts.append(f"## The idea\n\n{idea}")
-    return "\n\n".join(part for part in parts if part)
-
-
-def _findings(record: dict[str, Any]) -> str:
-    items = "".join(
-        f"<li>{h.inline(f['name'])}: {h.inline(f['statement'])} {h.ours({'unit': 'units', **f})}"
-        f"{varies_note(f)}</li>"
-        for f in record.get("findings") or []
-    )
-    return f"<p>Also measured, without a verdict:</p>\n<ul>{items}</ul>" if items else ""
-
-
-def _rerun(paper: Paper, tier: str) -> str:
-    slug = paper.slug
+    claims = [c for c in rows if c["kind"] != "control"]
+    counts, checks = paper.counts(tier), [c for c in rows if is_check(c)]
     options = paper.card.get("parameters") or {}
-    example = " -p model <checkpoint>" if "model" in options else ""
-    files = [
-        ("notebook", f"../../notebooks/{slug}.ipynb"),
-        ("executed notebook", f"../../results/{tier}/{slug}.ipynb"),
-        ("card", f"../../notebooks/{slug}.yaml"),
-        ("record", f"../../results/{tier}/{slug}.json"),
-        ("verdicts", f"../../results/{tier}/{slug}.verdicts.json"),
-    ]
-    links = ", ".join(f"{{download}}`{name} <{target}>`" for name, target in files)
+    return templating.render(
+        "paper.md",
+        title=Markup(title),
+        idea=Markup(idea),
+        main=tier == paper.main,
+        tier=tier,
+        slug=slug,
+        byline=_byline(paper),
+        summary=paper.card["summary"],
+        badges=[h.badge(v, count=counts[v]) for v in h.VERDICTS if counts[v]],
+        checks=len(checks),
+        held=sum(tables.look(c["verdict"]) == "reproduced" for c in checks),
+        alerts=_alerts(paper, tier),
+        cost=h.cost(record),
+        others=[(t, Path(page_path(paper, t)).name) for t in paper.records if t != tier],
+        claims=h.table(head, _verdict_rows(claims), classes="lb-claims"),
+        controls=(len(controls), h.table(head, _verdict_rows(controls), classes="lb-claims"))
+        if controls
+        else None,
+        gates=[
+            {"id": g["id"], "state": tables.gate_state(g), "statement": g["statement"]}
+            for g in record.get("gates") or []
+        ],
+        findings=_findings(record),
+        why=_why(paper, tier),
+        example=Markup(" -p model <checkpoint>") if "model" in options else "",
+        parameters=_parameters(options),
+        files=_files(slug, tier),
+    )
+
+
+def _findings(record: dict[str, Any]) -> Markup:
     rows = [
-        ("", [f"<code>{name}</code>", h.inline((spec or {}).get("help"))])
+        {
+            "name": f["name"],
+            "statement": f["statement"],
+            "ours": h.ours({"unit": "units", **f}),
+            "note": varies_note(f),
+        }
+        for f in record.get("findings") or []
+    ]
+    return templating.render("findings.html", findings=rows)
+
+
+def _parameters(options: dict[str, Any]) -> Markup:
+    rows = [
+        ({}, [templating.piece("code", name), h.inline((spec or {}).get("help"))])
         for name, spec in options.items()
     ]
-    table = h.table(("Parameter", "What it is"), rows) if rows else ""
-    return (
-        f"```bash\nmake rerun PAPER={slug} TIER={tier}\n"
-        f"papermill notebooks/{slug}.ipynb out.ipynb -p tier {tier} -p seed 3{example}\n```\n\n"
-        f"{table}\n\nDownload: {links}."
-    ).replace("\n\n\n\n", "\n\n")
+    return h.table(("Parameter", "What it is"), rows) if rows else Markup()
+
+
+def _files(slug: str, tier: str) -> list[tuple[str, Markup]]:
+    """What can be downloaded: name -> its path from the page."""
+    return [
+        ("notebook", Markup(f"../../notebooks/{slug}.ipynb")),
+        ("executed notebook", Markup(f"../../results/{tier}/{slug}.ipynb")),
+        ("card", Markup(f"../../notebooks/{slug}.yaml")),
+        ("record", Markup(f"../../results/{tier}/{slug}.json")),
+        ("verdicts", Markup(f"../../results/{tier}/{slug}.verdicts.json")),
+    ]
 
 
 def bibtex(root: Path, key: str) -> str | None:
@@ -290,15 +274,10 @@ def _source(paper: Paper) -> str:
 
 def _cite(root: Path, paper: Paper, cited: bool) -> str:
     """BibTeX of the reproduction, after the paper's own where the notebook does not end with that."""
-    own = (
-        f"@misc{{layerbook-{paper.slug},\n  title        = {{{{{braced(paper.short)}}}, reproduced}},\n"
-        f"  author       = {{{{Layerbook contributors}}}},\n  howpublished = {{Layerbook}},\n"
-        f"  note         = {{Reproduction of {_source(paper)}}}\n}}"
-    )
-    if cited:
-        return f"### This reproduction\n\n```bibtex\n{own}\n```"
-    block = "\n\n".join(part for part in (bibtex(root, paper.card.get("cite") or ""), own) if part)
-    return f"## Cite\n\n```bibtex\n{block}\n```"
+    data = {"slug": paper.slug, "short": braced(paper.short), "source": _source(paper)}
+    own = templating.render("own.bib", **{k: Markup(v) for k, v in data.items()})
+    entry = bibtex(root, paper.card.get("cite") or "") or ""
+    return templating.render("cite.md", cited=cited, own=own, paper=Markup(entry))
 
 
 def page(root: Path, paper: Paper, tier: str) -> str:

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from layerbook.families import scores
 from layerbook.pages import markup as h
+from layerbook.pages import templating
 from layerbook.pages.family_page import _pair, _panel, profiles
 from layerbook.pages.papers import BookError, Paper
 
@@ -54,9 +55,11 @@ def _y(value: float, top: float) -> float:
     return BASE - (BASE - 14) * (max(value, 0.0) / top) ** 0.5
 
 
-def _label(x: float, y: float, text: str, taken: list[tuple[float, float, float, float]]) -> str:
-    """A point's number as SVG: to its right, or left, above or below where that is free; `taken`
-    boxes grow by its own.
+def _label(
+    x: float, y: float, text: str, taken: list[tuple[float, float, float, float]]
+) -> tuple[str, str, str, str]:
+    """Where a point's number stands, as (x, y, anchor, text): to its right, or left, above or below
+    where that is free; `taken` boxes grow by its own.
     """
     wide = 6.5 * len(text)
     places = [
@@ -73,54 +76,49 @@ def _label(x: float, y: float, text: str, taken: list[tuple[float, float, float,
     best = free.index(True) if True in free else 0
     taken.append(boxes[best])
     at, base, anchor, _ = places[best]
-    return f'<text class="lb-mark" x="{at:.1f}" y="{base:.1f}" text-anchor="{anchor}">{text}</text>'
+    return f"{at:.1f}", f"{base:.1f}", anchor, text
 
 
-def scatter(rows: Sequence[Mapping[str, Any]]) -> str:
+def scatter(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Recipes as numbered points: stored bits a weight against the rise of the loss, with
-    intervals, as SVG.
+    intervals; what the template of the figure draws.
     """
     top, bits = max(r["interval"][1] for r in rows) * 1.02, [r["weights"] for r in rows]
     first, last = int(min(bits)), max(bits) + 0.4
     x = lambda b: LEFT + (W - LEFT - 14) * (b - first) / (last - first)  # noqa: E731
-    parts = [f'<path class="lb-axis" d="M{LEFT} 8V{BASE}H{W - 8}"/>']
-    parts += [
-        f'<text x="{x(b):.1f}" y="{BASE + 18}" text-anchor="middle">{b}</text>'
-        for b in range(first, int(last) + 1)
-    ]
-    ticks = [v for v in (0, 0.1, 0.5, 1, 2, 4, 6, 8, 10) if v <= top]
-    parts += [
-        f'<text x="{LEFT - 8}" y="{_y(v, top) + 4:.1f}" text-anchor="end">{v:g}</text>'
-        for v in ticks
-    ]
-    turned = f'text-anchor="middle" transform="rotate(-90 14 {BASE / 2})"'
-    parts += [
-        f'<text x="{(W + LEFT) / 2}" y="{H - 6}" text-anchor="middle">stored bits a weight</text>',
-        f'<text x="14" y="{BASE / 2}" {turned}>rise of the loss (nats)</text>',
-    ]
-    points = [(x(r["weights"]), _y(r["mean"], top)) for r in rows]
-    taken = [(at - 6, y - 6, at + 6, y + 6) for at, y in points]
-    for r, (at, y) in zip(rows, points, strict=True):
-        kind, (low, high) = "own" if r["slug"] else "plain", (_y(v, top) for v in r["interval"])
-        mark = (
-            f'<rect x="{at - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"'
-            if r["activations"] < 16
-            else f'<circle cx="{at:.1f}" cy="{y:.1f}" r="5"'
+    ticks = [(f"{x(b):.1f}", BASE + 18, b, "middle") for b in range(first, int(last) + 1)]
+    rises = [v for v in (0, 0.1, 0.5, 1, 2, 4, 6, 8, 10) if v <= top]
+    ticks += [(LEFT - 8, f"{_y(v, top) + 4:.1f}", f"{v:g}", "end") for v in rises]
+    places = [(x(r["weights"]), _y(r["mean"], top)) for r in rows]
+    taken = [(at - 6, y - 6, at + 6, y + 6) for at, y in places]
+    points = []
+    for r, (at, y) in zip(rows, places, strict=True):
+        low, high = (_y(v, top) for v in r["interval"])
+        where = {"x": at, "y": y, "low": low, "high": high, "left": at - 5, "top": y - 5}
+        points.append(
+            {name: f"{value:.1f}" for name, value in where.items()}
+            | {"kind": "own" if r["slug"] else "plain", "square": r["activations"] < 16}
         )
-        parts.append(
-            f'<path class="lb-bar-{kind}" d="M{at:.1f} {low:.1f}V{high:.1f}"/>{mark} class="lb-dot-{kind}"/>'
-        )
-    parts += [_label(at, y, str(i), taken) for i, (at, y) in enumerate(points, 1)]
     least = min(rows, key=lambda r: r["mean"])
     told = (
         f"{len(rows)} recipes, stored bits a weight against the rise of the loss; the least loss is that of "
         f"{least['name']} at {h.number(least['weights'])} bits. The table below has all numbers."
     )
-    return f'<svg class="lb-scatter" viewBox="0 0 {W} {H}" role="img" aria-label="{escape(told)}">{"".join(parts)}</svg>'
+    return {
+        "width": W,
+        "height": H,
+        "told": told,
+        "axis": f"M{LEFT} 8V{BASE}H{W - 8}",
+        "ticks": ticks,
+        "middle": (W + LEFT) / 2,
+        "half": BASE / 2,
+        "points": points,
+        "marks": [_label(at, y, str(i), taken) for i, (at, y) in enumerate(places, 1)],
+    }
 
 
 def _link(papers: Mapping[str, Paper], slug: str) -> str:
-    return f'<a href="papers/{slug}.html">{escape(slug)}</a>' if slug in papers else "baseline"
+    return templating.piece("link", slug, slug) if slug in papers else "baseline"
 
 
 def recipes(found: Mapping[str, Any], papers: Mapping[str, Paper]) -> str:
@@ -129,25 +127,16 @@ def recipes(found: Mapping[str, Any], papers: Mapping[str, Paper]) -> str:
     lines = []
     for i, r in enumerate(rows, 1):
         loss = f"{h.number(round(r['mean'], 3))} {h.interval([round(v, 3) for v in r['interval']])}"
-        lines.append(
-            (
-                "",
-                [
-                    f"{i}. {escape(r['name'])}",
-                    _link(papers, r["slug"]),
-                    f"{r['weights']:.2f}",
-                    loss,
-                    f"{np.exp(r['mean']):.2f}",
-                ],
-            )
-        )
+        bits, times = f"{r['weights']:.2f}", f"{np.exp(r['mean']):.2f}"
+        lines.append(({}, [f"{i}. {r['name']}", _link(papers, r["slug"]), bits, loss, times]))
     head = ("Recipe", "Paper", "Stored bits", "Rise of the loss", "Perplexity times")
-    return f"{scatter(rows)}\n\n{h.table(head, lines, classes='lb-compare')}\n"
+    table = h.table(head, lines, classes="lb-compare")
+    return templating.render("scatter.md", table=table, **scatter(rows))
 
 
 def _curves(
     level: Mapping[str, Any], name: str, counts: Sequence[int], number: int, title: str
-) -> str:
+) -> Markup:
     """One order's curve over the lowered layers, in the band of the random orders and above that by
     measured harm.
     """
@@ -168,22 +157,23 @@ def _curves(
         + " "
         + " ".join(point(k, v) for k, v in reversed(list(zip(xs, low, strict=True))))
     )
-    ticks = "".join(
-        f'<text x="{point(k, 0).split(",")[0]}" y="{base + 16}" text-anchor="middle">{k}</text>'
-        for k in xs
-    )
     told = (
         f"{title}: with {xs[-1]} layers lowered the loss has risen by {h.number(own[-1])} nats, in most random orders by "
         f"{h.number(low[-1])} to {h.number(high[-1])}"
     )
-    return (
-        f'<figure class="lb-profile"><figcaption><b>{number}. {escape(title)}</b></figcaption>'
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(told)}">'
-        f'<polygon class="lb-band" points="{band}"/><path class="lb-axis" d="M{left} 8V{base}H{width - 12}"/>'
-        f'<polyline class="lb-best" points="{line(best)}"/><polyline class="lb-line" points="{line(own)}"/>{ticks}'
-        f'<text x="{left - 6}" y="16" text-anchor="end">{top:.1f}</text>'
-        f'<text x="{left - 6}" y="{base + 4}" text-anchor="end">0</text>'
-        "</svg></figure>"
+    return templating.piece(
+        "curves",
+        number,
+        title,
+        told,
+        width,
+        height,
+        f"M{left} 8V{base}H{width - 12}",
+        band,
+        line(best),
+        line(own),
+        [(point(k, 0).split(",")[0], base + 16, k) for k in xs],
+        [(left - 6, 16, f"{top:.1f}"), (left - 6, base + 4, "0")],
     )
 
 
@@ -198,32 +188,29 @@ def orders(found: Mapping[str, Any], papers: Mapping[str, Paper]) -> str:
     titles = {f"{s['slug']}: {s['profile']}": (s["profile"], s["slug"]) for s in found["scores"]}
     titles |= {name: (name, "") for name in ("from the front", "from the back", "measured harm")}
     first = found["levels"][0]
-    figure = "".join(
+    panels = [
         _curves(first, name, found["counts"], i, title)
         for i, (name, (title, _)) in enumerate(titles.items(), 1)
         if name != "measured harm"
-    )
+    ]
     rows, head = [], ["Order by", "Paper"]
     for level in found["levels"]:
         head += [f"Area, {level['level']} bits", f"Beaten, {level['level']} bits"]
     for i, (name, (title, slug)) in enumerate(titles.items(), 1):
-        cells = [f"{i}. {escape(title)}", _link(papers, slug)]
+        cells = [f"{i}. {title}", _link(papers, slug)]
         for level in found["levels"]:
-            cells += [
-                h.number(round(level["areas"][name], 3)),
-                f"{beaten(level, name):.0%}".replace("%", " %"),
-            ]
-        rows.append(("", cells))
-    return (
-        f'<div class="lb-profiles">{figure}</div>\n\n{h.table(head, rows, classes="lb-compare")}\n'
-    )
+            area, share = level["areas"][name], beaten(level, name)
+            cells += [h.number(round(area, 3)), f"{share:.0%}".replace("%", " %")]
+        rows.append(({}, cells))
+    table = h.table(head, rows, classes="lb-compare")
+    return templating.render("panels.md", panels=panels, table=table, matrix="")
 
 
 def correlates(found: Mapping[str, Any], papers: Sequence[Paper]) -> str:
     """Harm and scores by layer; the scores' correlations with harm, depth, measures of other
     papers, and each other.
     """
-    own = [(escape(s["profile"]), s["slug"], np.array(s["importance"])) for s in found["scores"]]
+    own = [(s["profile"], s["slug"], np.array(s["importance"])) for s in found["scores"]]
     names = {level["level"]: f"harm, {level['level']} bits" for level in found["levels"]}
     alone = "rise of the loss (nats a token) when this layer alone is lowered"
     panels = [
@@ -234,7 +221,6 @@ def correlates(found: Mapping[str, Any], papers: Sequence[Paper]) -> str:
         {"name": s["profile"], "statement": s["statement"], "values": s["values"]}
         for s in found["scores"]
     ]
-    figure = "".join(_panel(p, i) for i, p in enumerate(panels, 1))
     beside = {names[level["level"]]: np.array(level["harm"]) for level in found["levels"]} | {
         "depth": np.arange(found["layers"])
     }
@@ -244,36 +230,23 @@ def correlates(found: Mapping[str, Any], papers: Sequence[Paper]) -> str:
         if p["name"] in BESIDE
     }
     by_slug = {p.slug: p for p in papers}
-    rows = [
-        (
-            "",
-            [
-                name,
-                _link(by_slug, slug),
-                *("" if name == other else _pair(v, w) for other, w in beside.items()),
-            ],
-        )
-        for name, slug, v in own
-    ]
+    rows = []
+    for name, slug, v in own:
+        pairs = ["" if name == other else _pair(v, w) for other, w in beside.items()]
+        rows.append(({}, [name, _link(by_slug, slug), *pairs]))
     again = {names[level["level"]]: np.array(level["harm_other"]) for level in found["levels"]}
-    rows.append(
-        (
-            "",
-            [
-                "same harm, other text",
-                "–",
-                *(_pair(again[k], w) if k in again else "" for k, w in beside.items()),
-            ],
-        )
-    )
+    pairs = [_pair(again[k], w) if k in again else "" for k, w in beside.items()]
+    rows.append(({}, ["same harm, other text", "–", *pairs]))
     matrix = [
-        ("", [name, *("" if j >= i else _pair(v, own[j][2]) for j in range(len(own) - 1))])
+        ({}, [name, *("" if j >= i else _pair(v, own[j][2]) for j in range(len(own) - 1))])
         for i, (name, _, v) in enumerate(own)
         if i
     ]
-    return (
-        f'<div class="lb-profiles">{figure}</div>\n\n{h.table(("Importance by", "Paper", *beside), rows)}\n\n'
-        f"### Scores against each other\n\n{h.table(('Importance by', *(name for name, _, _ in own[:-1])), matrix)}\n"
+    return templating.render(
+        "panels.md",
+        panels=[_panel(p, i) for i, p in enumerate(panels, 1)],
+        table=h.table(("Importance by", "Paper", *beside), rows),
+        matrix=h.table(("Importance by", *(name for name, _, _ in own[:-1])), matrix),
     )
 
 

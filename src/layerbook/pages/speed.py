@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from layerbook.pages import markup as h
+from layerbook.pages import templating
 from layerbook.pages.papers import Paper
 from layerbook.pipeline import benchmarks
 
@@ -34,50 +34,38 @@ def fragment(root: Path) -> str:
             if r["goal"] is None
             else f"at least {r['goal']:g}: {'met' if r['met'] else 'missed'}"
         )
-        name = escape(r["name"]) + (
-            f'<br><small class="lb-aside">{escape(r["note"])}</small>' if r["note"] else ""
-        )
-        if len(states) > 1:  # else it is said once, above the table
-            name += f'<br><small class="lb-aside">{escape(since)}</small>'
-        pair = [f"{escape(r[k])}: {r[f'{k}_seconds']:.2f} s" for k in ("baseline", "ours")]
+        # where all speak of one state, that is said once, above the table
+        notes = [note for note in (r["note"], since if len(states) > 1 else "") if note]
+        name = templating.render("bench_name.html", name=r["name"], notes=notes)
+        pair = [f"{r[k]}: {r[f'{k}_seconds']:.2f} s" for k in ("baseline", "ours")]
         if not current:
             goal = f"then {goal}" if goal else ""
-        rows.append(("", [name, *pair, f"{r['ratio']:.1f}", goal]))
-    machine = found["machine"]
-    text = (
-        f"Measured by `make bench` on {machine['cores']} cores ({machine['system']}, Python {machine['python']}), each figure "
-        "beside its plain baseline in the same run. The small papers do nothing but import what all papers import and draw a "
-        "few numbers, so that what is left is the cost of the machinery.\n\n"
+        rows.append(({}, [name, *pair, f"{r['ratio']:.1f}", goal]))
+    return templating.render(
+        "bench.md",
+        machine=found["machine"],
+        then=next(iter(states)) if len(states) == 1 else "",
+        table=h.table(["What", "Baseline", "Here", "Ratio", "Aim"], rows),
     )
-    if len(states) == 1:
-        text += f"**Each figure is of then:** {escape(*states)}.\n\n"
-    return text + h.table(["What", "Baseline", "Here", "Ratio", "Aim"], rows) + "\n"
 
 
 def runs(papers: Sequence[Paper]) -> str:
     """What every paper took at the cpu tier and on a GPU, and on which: Markdown with HTML."""
+    head = ("Paper", "cpu tier", "gpu tier", "Claims that only the gpu tier decides")
     rows = []
     for paper in papers:
         cpu, gpu = (paper.records.get(tier) for tier in ("cpu", "gpu"))
         waiting = sum(c["tier"] == "gpu" for c in paper.card["claims"] if c["kind"] != "control")
         rows.append(
             (
-                "",
+                {},
                 [
-                    f'<a href="../papers/{paper.slug}.html">{escape(paper.slug)}</a>',
+                    templating.piece("up", paper.slug),
                     h.cost(cpu) if cpu else "not run",
                     h.cost(gpu) if gpu else "no run is stored yet",
-                    f"{waiting or 'none'}",
+                    waiting or "none",
                 ],
             )
         )
     made = sum("gpu" in p.records for p in papers)
-    text = (
-        f"{made} of {len(papers)} papers have a GPU run in this book."
-        if made
-        else (
-            "No GPU run is stored in this book yet: so far the tier was only rehearsed at tiny size, "
-            "on a CPU, and the claims in the last column are not tested."
-        )
-    )
-    return f"{text}\n\n{h.table(['Paper', 'cpu tier', 'gpu tier', 'Claims that only the gpu tier decides'], rows)}\n"
+    return templating.render("runs.md", made=made, papers=len(papers), table=h.table(head, rows))
