@@ -182,6 +182,11 @@ def test_collected_scores_do_not_change_with_a_rerun_of_equal_values(tmp_path, m
     first = file.read_bytes()
     scores.write(file)
     assert file.read_bytes() == first and scores.read(len(FOUND[0]["values"]), file) == FOUND
+    for by, stays in ((1e-7, True), (1e-4, False)):  # another processor's rounding; another score
+        moved = [dict(f, values=[v * (1 + by) for v in f["values"]]) for f in FOUND]
+        monkeypatch.setattr(scores, "collect", lambda moved=moved: moved)
+        scores.write(file)
+        assert (file.read_bytes() == first) == stays
 
 
 @pytest.fixture

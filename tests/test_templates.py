@@ -55,7 +55,9 @@ def test_html_on_a_page_holds_no_empty_line():
     for piece in (
         markup.table(["a", "b"], [row, row], sort=True),
         templating.piece("filters", ".lb-row", {"x": ("X", ["a", "b"])}),
-        markup.forest({"estimate": 1.0, "values": [0.5, 2.0], "interval": [0.0, 2.0]}, {"above": 0}),
+        markup.forest(
+            {"estimate": 1.0, "values": [0.5, 2.0], "interval": [0.0, 2.0]}, {"above": 0}
+        ),
     ):
         assert "\n\n" not in piece
 

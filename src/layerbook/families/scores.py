@@ -10,6 +10,7 @@ it was, and with it all that is made from it.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ SCORES = (
 
 
 FILE = "results/comparison/scores.json"
+NUMBERS = ("values", "importance")  # of an entry of that file
+ROUNDING = 1e-5  # by which scores of another processor may differ and be the same
 
 
 class ScoreError(RuntimeError):
@@ -91,8 +94,28 @@ def read(layers: int, file: Path = paths.ROOT / FILE) -> list[dict[str, Any]]:
 
 
 def write(file: Path = paths.ROOT / FILE) -> list[dict[str, Any]]:
-    """Collect the scores into a file, and return them. Raises ScoreError."""
+    """Collect the scores into a file, and return them.
+
+    A file that holds the same scores, but for what another processor's rounding changes, stays as
+    it is, and with it all that is made from it.
+
+    Raises:
+        ScoreError: a record has no such profile.
+    """
     collected = collect()
+    if file.is_file() and _same(json.loads(file.read_text(encoding="utf-8")), collected):
+        return collected
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(collected, indent=1) + "\n", encoding="utf-8")
     return collected
+
+
+def _same(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> bool:
+    """Whether two collections hold the same scores, to one part in 100,000."""
+    bare = lambda rows: [{k: v for k, v in r.items() if k not in NUMBERS} for r in rows]  # noqa: E731
+    return bare(old) == bare(new) and all(
+        len(a[key]) == len(b[key])
+        and all(math.isclose(x, y, rel_tol=ROUNDING) for x, y in zip(a[key], b[key]))
+        for a, b in zip(old, new)
+        for key in NUMBERS
+    )

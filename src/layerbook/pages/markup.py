@@ -169,7 +169,7 @@ def table(
 
     Args:
         head: column titles.
-        rows: (attributes of the <tr>, cells), the first cell heading its row; a cell is text, or
+        rows: (attributes of the row, cells), the first cell heading its row; a cell is text, or
             HTML where it is `Markup`.
         sort: put a button into every column title for the book's own script.
 
