@@ -73,6 +73,11 @@ def parser() -> argparse.ArgumentParser:
         commands.decide,
         "decide the stored records again, after a change of the engine or of a card's tests",
         "*",
+    ).add_argument(
+        "--why",
+        default="",
+        metavar="TEXT",
+        help="the reason, for the book's page What changed, if a claim's verdict moves",
     )
     add("sync", commands.sync, "derive dvc.yaml and params.yaml").add_argument(
         "--check", action="store_true", help="only compare"

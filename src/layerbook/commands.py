@@ -108,16 +108,22 @@ def rerun(args: Namespace) -> int:
 def decide(args: Namespace) -> int:
     import os
 
-    from layerbook.pipeline import driver, verdicts
+    from layerbook.pipeline import driver, history, verdicts
 
-    faults, changed, stored = [], [], verdicts.stored(args.slug)
+    faults, moves, stored = [], [], verdicts.stored(args.slug)
     for slug, tier in stored:
         try:
-            changed += verdicts.write(slug, tier)
+            moves += verdicts.rewrite(slug, tier)
         except (ValueError, FileNotFoundError) as error:
             faults.append(str(error))
-    print("\n".join(changed) or "no verdict changed")
+    lines = [f"{m['paper']} {m['claim']}: {m['was']} -> {m['is']}" for m in moves]
+    print("\n".join(lines) or "no verdict changed")
     print("\n".join([*faults, f"{len(stored) - len(faults)} of {len(stored)} records decided"]))
+    claims = [{k: m[k] for k in sorted(history.FIELDS)} for m in moves if m["kind"] != "control"]
+    if claims and args.why:
+        history.add(args.why, claims)
+    elif claims and "DVC_STAGE" not in os.environ:
+        print(f"{len(claims)} claims moved: --why 'the reason' puts them on the page What changed")
     if not faults and "DVC_STAGE" not in os.environ and "decide" in driver.stages():
         driver.dvc("repro", "-q", "-s", "digests")
         driver.dvc("commit", "-q", "-f", "decide")

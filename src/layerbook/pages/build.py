@@ -137,7 +137,17 @@ def check_build(root: Path, html: Path) -> None:
         page = html / "papers" / f"{paper.slug}.html"
         if not page.is_file() or 'id="verdict-table"' not in page.read_text(encoding="utf-8"):
             missing.append(page.name)
-    for name in ("index", "gallery", "scoreboard", "shelf", "assets", "reference", "search", "404"):
+    for name in (
+        "index",
+        "gallery",
+        "scoreboard",
+        "shelf",
+        "changes",
+        "assets",
+        "reference",
+        "search",
+        "404",
+    ):
         page = html / f"{name}.html"
         if not page.is_file() or page.stat().st_size < 5000:
             missing.append(page.name)

@@ -18,9 +18,17 @@ from typing import Any
 from markupsafe import Markup
 from ruamel.yaml import YAML
 
+from layerbook.claims import chance
 from layerbook.notebook import tables
 from layerbook.pages import family_page as report_family
-from layerbook.pages import inventory, paper_page, quantization_page, speed, templating
+from layerbook.pages import (
+    history_page,
+    inventory,
+    paper_page,
+    quantization_page,
+    speed,
+    templating,
+)
 from layerbook.pages import markup as h
 from layerbook.pages.papers import FAMILIES, PROPER, Paper, read_yaml
 
@@ -43,6 +51,7 @@ def fragments(root: Path, papers: list[Paper]) -> dict[str, str | bytes]:
         "book/_generated/reference.md": inventory.reference(root),
         "book/_generated/bench.md": speed.fragment(root),
         "book/_generated/runs.md": speed.runs(papers),
+        "book/_generated/history.md": history_page.fragment(root, papers),
         "results/overview.svg": h.overview(
             [(family, _total(mine)) for family, mine in _by_family(papers)]
         ),
@@ -150,6 +159,8 @@ def summary(papers: list[Paper]) -> str:
         identities=held["identity"],
         controls=held["control"],
         matched=sum(c["verdict"] == "reproduced" and bool(c["matched"]) for c in rows),
+        by_chance=f"{chance.expected_by_chance(rows):.1f}",
+        effects=len(chance.effects(rows)),
         families=[(family, [_squares(p) for p in mine]) for family, mine in _by_family(papers)],
     )
 

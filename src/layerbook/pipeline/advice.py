@@ -26,7 +26,7 @@ BUSY = (
 # come to depend on theirs.
 OWN = (
     "CardError", "RunError", "AssetError", "FileFault", "BookError", "ScoreError", "SourceError",
-    "InputError", "MakingError", "NetworkError",
+    "InputError", "MakingError", "NetworkError", "HistoryError",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from layerbook import paths
 from layerbook.claims import cards
 from layerbook.families import scores
-from layerbook.pipeline import deps, digests, record
+from layerbook.pipeline import deps, digests, history, record
 
 HEADER = """# Written by `layerbook sync` from the cards and from what each notebook imports; do not edit.
 # digests -> prepare-<asset> -> train-<network> -> one stage per paper -> decide -> collect, compare layer scores -> report
@@ -139,6 +139,8 @@ def of_report() -> dict[str, Any]:
     listed += [f"book/{f.name}" for f in sorted((paths.ROOT / "book").glob("family-*.md"))]
     listed += [f"results/models/{name}" for name in deps.trained()]
     listed += [COMPARISON] if compared() else []
+    if (paths.ROOT / history.FILE).is_file():
+        listed.append(history.FILE)
     if (paths.RESULTS / "bench.json").is_file():
         listed += ["results/bench.json", digest("bench")]
     made = ("book/papers", "book/_generated", "book/_toc.yml", "results/overview.svg")

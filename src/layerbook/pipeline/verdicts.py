@@ -155,6 +155,11 @@ def write(slug: str, tier: str) -> list[str]:
     Raises:
         ValueError: the record is not usable, or the card has faults.
     """
+    return [f"{slug} {m['claim']}: {m['was']} -> {m['is']}" for m in rewrite(slug, tier)]
+
+
+def rewrite(slug: str, tier: str) -> list[dict[str, str]]:
+    """The same, returning {paper, tier, claim, kind, was, is} of each claim that changed."""
     new = build(record.read(slug, tier))
     file = file_of(slug, tier)
     try:  # as it stands, of whatever edition of the engine
@@ -165,8 +170,9 @@ def write(slug: str, tier: str) -> list[str]:
     text = record.dumps(new).encode()
     if not file.is_file() or file.read_bytes() != text:
         record.replace(file, text)
+    where = {"paper": slug, "tier": tier}
     return [
-        f"{slug} {r['id']}: {old[r['id']]} -> {r['verdict']}"
+        where | {"claim": r["id"], "kind": r["kind"], "was": old[r["id"]], "is": r["verdict"]}
         for r in new["claims"]
         if r["id"] in old and old[r["id"]] != r["verdict"]
     ]
