@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from layerbook import cli, paths
+from layerbook import cli, commands, paths
 from layerbook.data import manifest
 from layerbook.pages import papers
 from layerbook.pipeline import advice, driver, filefaults, runner, store
@@ -228,7 +228,7 @@ def test_status_says_which_record_is_damaged(tree, capsys):
 
 
 def test_a_fault_of_the_program_is_not_taken_for_a_damaged_file(tree, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_status", lambda _: {}["nothing"])
+    monkeypatch.setattr(commands, "status", lambda _: {}["nothing"])
     assert cli.main(["status"]) == 70
     told = capsys.readouterr().err
     assert "unexpected KeyError" in told and "LAYERBOOK_DEBUG=1" in told

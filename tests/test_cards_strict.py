@@ -92,7 +92,7 @@ from layerbook.pipeline import deps, record, substrates
         ("{{of: gain, above: 0}}", "{{of: gain, count: {{above: 0, at_least: 1}}}}", "at_least"),
         (
             "{{of: gain, above: 0}}",
-            "{{of: gain, above: 0, null_value: 0}}",
+            "{{of: gain, above: 0, null_value: 1}}",
             "cannot itself lie above",
         ),
         ("{{of: gain, above: 0}}", "{{of: gain}}", "a test has exactly one of above, below"),

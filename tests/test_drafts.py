@@ -156,9 +156,9 @@ def test_the_tests_of_a_draft_are_left_out_unless_named(tmp_path, shell):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "tests" / "papers").mkdir(parents=True)
     (tmp_path / "notebooks" / "my-paper.yaml").write_text("draft: true\n", encoding="utf-8")
-    (tmp_path / "tests" / "conftest.py").write_text(
-        (paths.ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8"
-    )
+    for name in ("conftest.py", "shapecheck.py"):
+        text = (paths.ROOT / "tests" / name).read_text(encoding="utf-8")
+        (tmp_path / "tests" / name).write_text(text, encoding="utf-8")
     (tmp_path / "tests" / "papers" / "test_my_paper.py").write_text(
         "def test_it():\n    assert False\n", encoding="utf-8"
     )

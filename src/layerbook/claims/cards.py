@@ -227,6 +227,10 @@ def _say(error: jsonschema.ValidationError) -> list[tuple[list[Any], str]]:
                 "where is the paper published? give at least one of arxiv, doi, acl, openreview, url",
             )
         ]
+    if rule == "anyOf":  # text or something with fields: what is wrong with the kind that is there
+        kinds = {e.schema_path[0] for e in error.context if list(e.schema_path)[1:] == ["type"]}
+        of_its_kind = [e for e in error.context if e.schema_path[0] not in kinds]
+        return [pair for e in of_its_kind or error.context for pair in _say(e)]
     if rule == "oneOf" and "required" in error.validator_value[0]:
         forms = ", ".join(option["required"][0] for option in error.validator_value)
         return [(where, f"a test has exactly one of {forms}")]
