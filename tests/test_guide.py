@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 
 import jsonschema
 import pytest
@@ -18,6 +20,16 @@ PAGES = [
 ]
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", flags=re.M | re.S)
 PROGRAMS = {"layerbook", "make", "papermill", "dvc", "git", "pip", "python"}
+# A command as recipes run it and as messages name it: after a quote, a colon or a verb.
+SPOKEN = re.compile(
+    r"(?:[`'\"(@]|&& |[:;] |\brun |-m |^\s*)layerbook (?!and\b)([a-z][a-z-]*)", flags=re.M
+)
+RECIPES = [paths.ROOT / name for name in ("Makefile", "tests/run.sh", "dvc.yaml")]
+SOURCES = sorted(
+    file
+    for file in (paths.ROOT / "src" / "layerbook").rglob("*")
+    if file.suffix in {".py", ".yaml", ".html", ".md", ".ipynb"}
+)
 TARGETS = set(
     re.findall(r"^([a-z-]+):", (paths.ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
 )
@@ -115,3 +127,53 @@ def test_commands_exist(command):
         slug = rest[0].removeprefix("notebooks/").removesuffix(".ipynb")
         known = {*cards.COMMON_PARAMETERS, *cards.load(slug)["parameters"]}
         assert {rest[k + 1] for k, word in enumerate(rest) if word == "-p"} <= known
+
+
+def subcommands():
+    """The commands of `layerbook`, by name."""
+    (found,) = [action for action in cli.parser()._actions if action.dest == "command"]
+    return found.choices
+
+
+def test_recipes_and_messages_name_commands_that_exist():
+    known, named, wrong = set(subcommands()), set(), []
+    for file in [*PAGES, *RECIPES, *SOURCES]:
+        for word in SPOKEN.findall(file.read_text(encoding="utf-8")):
+            named.add(word)
+            if word not in known:
+                wrong.append(f"{file.relative_to(paths.ROOT)}: layerbook {word}")
+    assert wrong == []
+    assert named == known, "a command that no page, recipe or message names"
+
+
+def test_no_module_is_run_by_its_own_name():
+    """`layerbook` is the one command line: modules have no mains, and nothing asks for one."""
+    main = '__name__ == "__main__"'
+    dotted = re.compile(r"-m layerbook\.\w+|layerbook(\.\w+)+ fetch")
+    for file in [*PAGES, *RECIPES, *SOURCES]:
+        text = file.read_text(encoding="utf-8")
+        assert not dotted.search(text), file
+        assert main not in text or file.name == "__main__.py", file
+
+
+@pytest.mark.parametrize("name", list(subcommands()))
+def test_each_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    said = capsys.readouterr()
+    assert ended.value.code == 0 and said.out.startswith(f"usage: layerbook {name} ")
+    description = subcommands()[name].description
+    assert len(description) > 20 and " ".join(said.out.split()).count(description) == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fresh"], ["status"]])
+def test_these_answer_without_waiting_for_torch(house, arguments):
+    code = (
+        "import atexit, sys; from layerbook import cli\n"
+        "atexit.register(lambda: print('torch:', 'torch' in sys.modules))\n"
+        f"cli.main({arguments!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.stdout.splitlines()[-1] == "torch: False" and "Traceback" not in done.stderr
