@@ -148,7 +148,7 @@ def test_the_private_folder_is_nobody_elses(
 
 def test_a_script_takes_over_the_same_folders() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "layerbook.pipeline.folders"],
+        [sys.executable, "-m", "layerbook", "folders"],
         capture_output=True,
         encoding="utf-8",
         check=True,
@@ -158,6 +158,4 @@ def test_a_script_takes_over_the_same_folders() -> None:
     assert [line.split("=")[0] for line in done.stdout.splitlines()][
         0
     ] == "export JUPYTER_RUNTIME_DIR"
-    assert "layerbook.pipeline.folders" in (paths.ROOT / "tests" / "run.sh").read_text(
-        encoding="utf-8"
-    )
+    assert "layerbook folders" in (paths.ROOT / "tests" / "run.sh").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from layerbook import paths
-from layerbook.claims import cards, zones
+from layerbook.claims import cards, chance, zones
 from layerbook.pages import build, lists, markup, paper_page, papers
 from layerbook.pipeline import record as records
 
@@ -272,6 +272,20 @@ def test_the_scoreboard_holds_every_claim_once_with_exact_values(root: Path) -> 
     keys = re.findall(r'data-key="toy-paper-(\w+)"', text)
     assert keys == [c["id"] for c in CARD["claims"]]
     assert 'value="0.0123456"' in text and "0.01235" in text
+
+
+def test_the_scoreboard_says_p_and_q_of_each_effect_and_of_nothing_else(root: Path) -> None:
+    build.render(root)
+    rows = [c for p in papers.load(root) for c in p.claims()]
+    effects = {c["id"]: c["p"] for c in chance.effects(rows)}
+    text = generated(root, "scoreboard")
+    assert effects and text.count(", q ") == len(effects) < len(rows)
+    q = chance.q_values(effects)
+    for claim, p in effects.items():
+        row = re.search(rf'data-key="[\w-]+-{claim}".*?</tr>', text, re.S).group(0)
+        for name, value in (("p", p), ("q", q[claim])):
+            said = f"= {value:.3f}" if value >= 0.001 else "&lt; 0.001"
+            assert f"{name} {said}" in row, row
 
 
 def test_the_shelf_has_what_did_not_come_out_and_nothing_else(root: Path) -> None:

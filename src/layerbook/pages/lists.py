@@ -234,8 +234,11 @@ def scoreboard(papers: list[Paper]) -> str:
     filterable.
     """
     head = ("Paper", "Claim", "In the paper", "Here", "n", "Tier", "Verdict")
-    rows = [_score(paper, c) for paper in papers for c in paper.claims()]
-    tiers = {_tier(c) for paper in papers for c in paper.claims()}
+    claims = [(paper, c) for paper in papers for c in paper.claims()]
+    tested = {(c["slug"], c["id"]): c["p"] for c in chance.effects(c for _, c in claims)}
+    q = chance.q_values(tested)
+    rows = [_score(paper, c, q.get((paper.slug, c["id"]))) for paper, c in claims]
+    tiers = {_tier(c) for _, c in claims}
     choices = {
         "family": ("Family", [f for f, _ in _by_family(papers)]),
         "verdict": ("Verdict", (*h.VERDICTS, *tables.LOOKS)),
@@ -250,8 +253,14 @@ def _tier(claim: dict[str, Any]) -> str:
     return claim["tier"] or f"needs {claim['needs']}"
 
 
-def _score(paper: Paper, c: dict[str, Any]) -> tuple[dict[str, str], list[Any]]:
-    """One row of the scoreboard: its attributes and cells."""
+def _odds(p: float) -> str:
+    """A probability as it is printed: three digits after the point, or that it is smaller."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def _score(paper: Paper, c: dict[str, Any], q: float | None) -> tuple[dict[str, str], list[Any]]:
+    """One row of the scoreboard: its attributes and cells; q over all effects of the book."""
+    odds = [] if q is None else [_odds(c["p"]), _odds(q)]
     data = {"family": paper.card["family"], "verdict": c["verdict"]}
     data |= {"kind": c["role"], "tier": _tier(c)}
     data = {f"data-{k}": h.css(v) for k, v in data.items()}
@@ -265,7 +274,7 @@ def _score(paper: Paper, c: dict[str, Any]) -> tuple[dict[str, str], list[Any]]:
         _link(paper),
         templating.piece("named", _link(paper, c["id"], c["id"]), h.inline(c["statement"])),
         h.inline("" if c["kind"] == "control" else tables.paper_says(c)),
-        templating.piece("here", h.estimate(c), others),
+        templating.piece("here", h.estimate(c), others, odds),
         templating.piece("units", c.get("n") or 0, c["unit"]),
         _tier(c),
         badge + paper_page.rival_note(c),
