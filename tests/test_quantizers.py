@@ -275,7 +275,7 @@ def test_what_is_not_finite_is_refused(bad):
         q.from_range(bad, 1.0, 4)
 
 
-def test_impossible_requests_are_refused():
+def test_impossible_requests_are_refused(unchecked):
     x = torch.ones(4, 6)
     for wrong, words in (
         ({"group": 4}, "groups of 4"),

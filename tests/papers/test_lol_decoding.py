@@ -327,14 +327,18 @@ def verdicts(m, **how):
     }
 
 
-def test_a_world_where_the_contrast_works_is_recognised_and_one_without_hallucination_is_not(m):
+def test_a_world_where_the_contrast_works_is_recognised_and_one_without_hallucination_is_not(
+    m, unchecked
+):
     good = verdicts(m)
-    assert good["C2"] == good["N2"] == good["N4"] == good["C5"] == good["N5"] == "reproduced"
+    assert good["C2"] == "reproduced" and good["N2"] == good["N4"] == "held"
+    # the neutral prompt answers one way for all of this made-up world: no difference has an interval
+    assert good["C5"] == good["N5"] == "undecided"
     bad = verdicts(m, hallucinates=False)
     assert bad["C2"] not in ("reproduced", "weaker")
 
 
-def test_swapping_expert_and_amateur_flips_the_verdict(m):
+def test_swapping_expert_and_amateur_flips_the_verdict(m, unchecked):
     broken = method.load(
         "lol-decoding",
         icd="""
@@ -345,7 +349,7 @@ def icd(e, a, beta=1.0, alpha=0.0):
     assert verdicts(m)["C2"] == "reproduced" and verdicts(broken)["C2"] == "not reproduced"
 
 
-def test_cells_are_chosen_on_the_development_questions_alone(m):
+def test_cells_are_chosen_on_the_development_questions_alone(m, unchecked):
     (found, best), develop = play(m)
     cells = [k for k in found if isinstance(k, tuple) and k[0] == "A"]
     assert len(cells) == 3 * 4 and best["A"] == max(

@@ -322,8 +322,9 @@ FLAT = {
 def verdict(claim: str, control: dict[str, list[float]] | None, **arrays: list[float]) -> str:
     """A claim's verdict when its control fails and its gates are met."""
     card = cards.load("vidit-q")
-    name = next(c["id"] for c in roles.of_claim(card, claim))
-    measured = {claim: arrays} | ({name: control} if control else {})
+    measured = {claim: arrays}
+    if control:
+        measured[next(c["id"] for c in roles.of_claim(card, claim))] = control
     found = engine.decide(
         card, measured, {"G1": [0.6] * 5, "G2": [30.0] * 5, "G3": [20.0] * 5}, "cpu"
     )

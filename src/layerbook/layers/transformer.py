@@ -220,7 +220,7 @@ def watch(
 
 def _run(
     net: Stack,
-    ids: Int[Tensor, "batch positions"],
+    ids: Int[Tensor, "batch positions"] | None,
     mask: Shaped[Tensor, "batch positions"] | None,
     inputs: Mapping[str, Any],
 ) -> None:
@@ -232,7 +232,7 @@ def _run(
 @torch.no_grad()
 def capture(
     net: Stack,
-    ids: Int[Tensor, "batch positions"],
+    ids: Int[Tensor, "batch positions"] | None,
     sites: Sequence[str] = SITES,
     mask: Shaped[Tensor, "batch positions"] | None = None,
     positions: Positions = None,
@@ -254,7 +254,7 @@ def capture(
 @torch.no_grad()
 def entries(
     net: Stack,
-    ids: Int[Tensor, "batch positions"],
+    ids: Int[Tensor, "batch positions"] | None,
     mask: Shaped[Tensor, "batch positions"] | None = None,
     **inputs: Any,
 ) -> list[Call]:

@@ -105,7 +105,7 @@ def _rows(
 
 
 def _like(
-    rows: Shaped[Tensor, "units entries"], w: Float[Tensor, "*shape"], axis: int | None
+    rows: Shaped[Tensor, "units entries"], w: Shaped[Tensor, "*shape"], axis: int | None
 ) -> Shaped[Tensor, "*shape"]:
     """The inverse of `_rows`."""
     return (
